@@ -5,12 +5,14 @@
  *   dsi_engine   a model placed on devices: thread pool, KV pages, scratch. Calls may come from
  *                any thread; one step runs at a time.
  *   dsi_session  one timeline of tokens (its KV pages and its sampler). One thread at a time.
+ *   dsi_stream   one answer that is being computed by the engine's own thread: events to poll for.
  *
  * The ladder, from one call to full control; stop reading where your problem is solved
  *   1 Generate   dsi_open, dsi_generate, dsi_close: text in, text out.
- *   2 Session    dsi_session_append, dsi_session_next, dsi_engine_step: you own the loop.
- *   3 Text       dsi_tokenize, dsi_detokenize, dsi_chat_tokens: you own the tokens.
- *   4 Inspect    dsi_model_info, dsi_model_tensor, dsi_plan, dsi_engine_set_tap.
+ *   2 Stream     dsi_stream_open, dsi_stream_next: many answers at once, in your event loop.
+ *   3 Session    dsi_session_append, dsi_session_next, dsi_engine_step: you own the loop.
+ *   4 Text       dsi_tokenize, dsi_detokenize, dsi_chat_tokens: you own the tokens.
+ *   5 Inspect    dsi_model_info, dsi_model_tensor, dsi_plan, dsi_engine_set_tap.
  *
  * Rules that hold everywhere
  *   - Functions return dsi_status: 0 or a negative code of DSI_STATUS_LIST; dsi_last_error() then
@@ -18,7 +20,9 @@
  *   - Option structs: call their _init() first (it sets struct_size and the defaults), then change
  *     fields. They only ever grow at the end, so a program built today runs with a later library.
  *   - The library never prints, exits, aborts, or installs signal handlers.
- *   - Text is UTF-8 with an explicit length in bytes; it need not end with a zero byte. */
+ *   - Text is UTF-8 with an explicit length in bytes; it need not end with a zero byte.
+ *   - After fork() the child must not use the handles of its parent: every call on one returns
+ *     DSI_E_FORK there and touches nothing; a close releases what is the child's own copy. */
 #ifndef DEEPSEEK_DSINFER_H
 #define DEEPSEEK_DSINFER_H
 
@@ -37,6 +41,7 @@ extern "C" {
 typedef struct dsi_model dsi_model;
 typedef struct dsi_engine dsi_engine;
 typedef struct dsi_session dsi_session;
+typedef struct dsi_stream dsi_stream;
 
 /* ---- Status, errors, log ------------------------------------------------------------------
  * Threads: any. Owns: returned strings belong to the library. */
@@ -60,6 +65,42 @@ enum { DSI_STAGE_LOAD = 0, DSI_STAGE_PREFILL = 1 };
 /* Work done so far of a long stage (LOAD: bytes of headers and checks; PREFILL: tokens).
  * Called on the thread that made the call. */
 typedef void (*dsi_progress_fn)(void *user, uint32_t stage, uint64_t done, uint64_t total);
+
+/* ---- Host memory --------------------------------------------------------------------------
+ * Threads: set the allocator before other threads use the library; the report: any.
+ * Owns: the struct is copied; `user` must live as long as the library is used. */
+
+/* Where the library takes host memory from. Mapped files are not host memory. */
+typedef struct dsi_allocator {
+    uint32_t struct_size; /* sizeof(dsi_allocator) */
+    uint32_t reserved;
+    void *user;
+    /* n_bytes > 0, alignment a power of two of at least 16; NULL: no memory. May be called from
+     * any thread. The block need not be zeroed. */
+    void *(*allocate)(void *user, size_t n_bytes, size_t alignment);
+    /* A block of allocate, with the same n_bytes; never NULL. */
+    void (*release)(void *user, void *block, size_t n_bytes);
+} dsi_allocator;
+/* NULL goes back to libc. DSI_E_STATE while any block of the library is alive. */
+DSI_API dsi_status dsi_set_allocator(const dsi_allocator *allocator);
+
+/* Bytes in use by this process's library, by class. */
+typedef struct dsi_memory_use {
+    uint32_t struct_size; /* sizeof(dsi_memory_use) */
+    uint32_t reserved;
+    uint64_t n_bytes_mapped;   /* checkpoint files mapped read-only, shared with other processes */
+    uint64_t n_bytes_weights;  /* weights that had to be copied: norms, misaligned matrices */
+    uint64_t n_bytes_kv;       /* KV pools */
+    uint64_t n_bytes_scratch;  /* room for a step: activations, workspace, logits */
+    uint64_t n_bytes_sessions; /* sessions and streams */
+    uint64_t n_bytes_text;     /* tokenizers */
+    uint64_t n_bytes_other;
+    uint64_t n_bytes_total; /* of all classes but mapped */
+    uint64_t n_bytes_peak;  /* the largest total so far */
+    uint64_t n_blocks;      /* blocks alive; 0 once everything is closed */
+} dsi_memory_use;
+/* Set use->struct_size = sizeof *use first. */
+DSI_API dsi_status dsi_memory_report(dsi_memory_use *use);
 
 /* ---- Model --------------------------------------------------------------------------------
  * Threads: a dsi_model is immutable after open; any number of threads may read it.
@@ -95,16 +136,18 @@ enum { DSI_ATTENTION_AUTO = 0, DSI_ATTENTION_ABSORBED = 1, DSI_ATTENTION_EXPANDE
 
 typedef struct dsi_engine_options {
     uint32_t struct_size;
-    uint32_t n_threads;      /* default 0: one per CPU this process may use */
-    uint64_t max_memory;     /* bytes for weights, KV and scratch; default 0: no cap */
-    uint32_t max_sessions;   /* sessions in one step; default 8 */
-    uint32_t max_context;    /* tokens of one session; default 0: the model's limit, at most 4096 */
-    uint32_t kv_tokens;      /* tokens the KV pool holds; default 0: max_context * 2 */
-    uint32_t chunk_tokens;   /* rows of one step; default 256 */
-    uint32_t activations;    /* DSI_ACTIVATIONS_*; default BF16 */
-    uint32_t attention;      /* DSI_ATTENTION_*; default AUTO */
-    const char *backend;     /* default NULL: "cpu" */
-    const char *kernels;     /* ref, avx2, avx512, avx512bf16; default NULL: the best here */
+    uint32_t n_threads;    /* default 0: one per CPU this process may use */
+    uint64_t max_memory;   /* bytes for weights, KV and scratch; default 0: no cap */
+    uint32_t max_sessions; /* sessions in one step; default 8 */
+    uint32_t max_context;  /* tokens of one session; default 0: the model's limit, at most 4096 */
+    uint32_t kv_tokens;    /* tokens the KV pool holds; default 0: max_context * 2 */
+    uint32_t chunk_tokens; /* rows of one step; default 256 */
+    uint32_t activations;  /* DSI_ACTIVATIONS_*; default BF16 */
+    uint32_t attention;    /* DSI_ATTENTION_*; default AUTO */
+    const char *backend;   /* default NULL: "cpu" */
+    const char *kernels;   /* ref, avx2, avx512, avx512bf16; default NULL: the best here */
+    uint32_t check_layers; /* 1: look for NaN after every layer, name the first; default 0 */
+    uint32_t reserved;
 } dsi_engine_options;
 DSI_API void dsi_engine_options_init(dsi_engine_options *options);
 
@@ -135,10 +178,14 @@ enum { DSI_PART_ANSWER = 0, DSI_PART_REASONING = 1 };
 typedef int32_t (*dsi_text_fn)(void *user, uint32_t part, const char *text, size_t n_bytes);
 
 enum {
-    DSI_FINISH_NONE = 0,    /* not finished */
-    DSI_FINISH_STOP = 1,    /* the model ended its answer */
-    DSI_FINISH_LENGTH = 2,  /* max_tokens or the context is used up */
-    DSI_FINISH_CALLER = 3   /* the callback asked to stop */
+    DSI_FINISH_NONE = 0,      /* not finished */
+    DSI_FINISH_STOP = 1,      /* the model ended its answer */
+    DSI_FINISH_LENGTH = 2,    /* max_tokens or the context is used up */
+    DSI_FINISH_CALLER = 3,    /* the callback asked to stop */
+    DSI_FINISH_STOP_TEXT = 4, /* a stop string appeared */
+    DSI_FINISH_CANCELLED = 5, /* dsi_session_cancel, dsi_stream_cancel */
+    DSI_FINISH_DEADLINE = 6,  /* the deadline passed */
+    DSI_FINISH_FAILED = 7     /* an error ended it: see the status */
 };
 
 typedef struct dsi_generate_result {
@@ -149,13 +196,19 @@ typedef struct dsi_generate_result {
     double first_token_seconds; /* from the call to the first sampled token */
     double prefill_seconds;     /* computing the prompt */
     double decode_seconds;      /* computing and sampling every token after the first */
+    uint32_t n_tokens_kept;     /* prompt tokens whose rows were still in the session */
+    uint32_t stop_index;        /* which of the stop strings, with DSI_FINISH_STOP_TEXT */
 } dsi_generate_result;
 
 enum { DSI_THINK_AUTO = 0, DSI_THINK_ON = 1, DSI_THINK_OFF = 2 };
 
 /* Renders `messages` with the chat template of the checkpoint, computes the answer and hands it
- * to `on_text` while it grows. The session must be empty (DSI_E_STATE otherwise) and keeps the
- * tokens. think: DSI_THINK_*; AUTO follows the checkpoint's template. result may be NULL. */
+ * to `on_text` while it grows; a thin layer over the events of section 2, on the calling thread.
+ * A session that holds the beginning of the same conversation keeps it (dsi_session_rewind to the
+ * common tokens), so the next turn computes only what is new. think: DSI_THINK_*; AUTO follows the
+ * checkpoint's template. result may be NULL; it is filled whatever the status.
+ * Errors: those of the calls of section 3; CANCELLED and TIMEOUT leave what was answered so far in
+ * the session. */
 DSI_API dsi_status dsi_generate_chat(dsi_session *session, const dsi_message *messages,
                                      size_t n_messages, uint32_t think, dsi_text_fn on_text,
                                      void *user, dsi_generate_result *result);
@@ -163,8 +216,59 @@ DSI_API dsi_status dsi_generate_chat(dsi_session *session, const dsi_message *me
 DSI_API dsi_status dsi_generate(dsi_session *session, const char *prompt, dsi_text_fn on_text,
                                 void *user);
 
-/* ---- 2 Session ----------------------------------------------------------------------------
- * Threads: one at a time per session; sessions of one engine may live on different threads.
+/* ---- 2 Stream -----------------------------------------------------------------------------
+ * Threads: one at a time per stream, except dsi_stream_cancel: any thread, signal handlers too.
+ * Owns: the caller closes it, before its session.
+ * The engine has one thread of its own, started by the first stream, which computes all open
+ * streams together: one ragged batch a step, up to max_sessions; the others wait in their order.
+ * Each stream has a bounded queue of events; one whose reader is slow pauses alone. */
+
+typedef struct dsi_token_logprob {
+    int32_t token;
+    float logprob; /* natural logarithm of its probability, before temperature and penalties */
+} dsi_token_logprob;
+
+enum {
+    DSI_EVENT_PROGRESS = 1, /* a part of the prompt was computed: done of total tokens */
+    DSI_EVENT_TEXT = 2,     /* a piece of the answer: part, text, n_bytes; whole characters */
+    DSI_EVENT_TOKEN = 3,    /* a sampled token, with the option logprobs only; text: its bytes */
+    DSI_EVENT_DONE = 4      /* the last event: status, result */
+};
+typedef struct dsi_event {
+    uint32_t struct_size; /* sizeof(dsi_event) */
+    uint32_t kind;        /* DSI_EVENT_* */
+    uint32_t part;        /* DSI_PART_* */
+    int32_t token;
+    const char *text; /* not zero-terminated; valid until the next call on the stream */
+    size_t n_bytes;
+    uint64_t done, total;
+    const dsi_token_logprob *top; /* the likeliest, best first; valid as text is */
+    uint32_t n_top;
+    float logprob;
+    dsi_status status; /* DONE: DSI_OK, or why it ended early (dsi_last_error(stream)) */
+    uint32_t reserved;
+    dsi_generate_result result;
+} dsi_event;
+
+/* Starts an answer to `messages` (as dsi_generate_chat). Until the stream is closed, other calls
+ * on `session` but dsi_session_cancel return DSI_E_STATE. */
+DSI_API dsi_status dsi_stream_open(dsi_session *session, const dsi_message *messages,
+                                   size_t n_messages, uint32_t think, dsi_stream **stream);
+/* An eventfd that is readable while events wait: poll, select and epoll take it. Do not read from
+ * it; dsi_stream_next does. */
+DSI_API int32_t dsi_stream_fd(const dsi_stream *stream);
+/* The next event. timeout_ms: 0 looks only, -1 waits. Set event->struct_size = sizeof *event first.
+ * Errors: TIMEOUT (nothing yet), STATE (DONE was already handed out), ARG. */
+DSI_API dsi_status dsi_stream_next(dsi_stream *stream, int32_t timeout_ms, dsi_event *event);
+/* Asks the answer to end; DONE with DSI_E_CANCELLED follows within a step. */
+DSI_API void dsi_stream_cancel(dsi_stream *stream);
+/* Cancels if it still runs, and waits until the engine has let go of the session. NULL is
+ * allowed. */
+DSI_API void dsi_stream_close(dsi_stream *stream);
+
+/* ---- 3 Session ----------------------------------------------------------------------------
+ * Threads: one at a time per session, except dsi_session_cancel: any thread, signal handlers too;
+ * sessions of one engine may live on different threads.
  * Owns: the caller closes it before its engine. */
 
 typedef struct dsi_session_options {
@@ -177,6 +281,20 @@ typedef struct dsi_session_options {
     uint64_t seed;       /* same seed, same prompt, same answer; default 0 */
     uint32_t all_logits; /* 1: keep the logits of every row of a step, not the last only */
     uint32_t ignore_end; /* 1: end tokens do not finish the session; default 0 */
+    /* Stop strings, looked for in the answer across tokens, not in reasoning: at most 16 of 1 to
+     * 256 bytes. The text from the first match on is not handed out. Copied at open. */
+    const char *const *stop; /* zero-terminated strings; default NULL */
+    uint32_t n_stop;
+    /* Penalties on the logits of tokens seen in the last penalty_window tokens of the timeline
+     * (prompt and answer), applied before temperature, as Hugging Face (repetition) and OpenAI
+     * (the other two) define them. */
+    uint32_t penalty_window;  /* default 0: all; the two of OpenAI count sampled tokens only */
+    float repetition_penalty; /* logit / p if positive, logit * p if not; default 1 */
+    float presence_penalty;   /* logit - p if it was sampled before; default 0 */
+    float frequency_penalty;  /* logit - p * times it was sampled; default 0 */
+    uint32_t logprobs;        /* 1: keep the log-probability of each sampled token; default 0 */
+    uint32_t top_logprobs;    /* and of the n likeliest, at most 20; default 0 */
+    uint32_t reserved;
 } dsi_session_options;
 DSI_API void dsi_session_options_init(dsi_session_options *options);
 
@@ -199,6 +317,41 @@ DSI_API dsi_status dsi_session_next(dsi_session *session, int32_t *token);
 DSI_API dsi_status dsi_engine_step(dsi_engine *engine, dsi_session *const *sessions,
                                    size_t n_sessions, size_t *n_rows);
 
+/* Drops the tokens behind the first n_tokens of the timeline, queued ones too, and ends the state
+ * "finished". What follows is computed as if the rest had never been there: in exact mode a session
+ * cut at n equals one that got the same appends and steps cut at n, so up to 255 kept tokens may be
+ * queued once more (dsi_session_n_queued). The cut draws of the sampler are drawn anew.
+ * Errors: ARG (more than there are). */
+DSI_API dsi_status dsi_session_rewind(dsi_session *session, size_t n_tokens);
+
+/* A second session with the same tokens, options and sampler state. Full KV pages are shared until
+ * both are closed; only the last, partial one is copied. Errors: NOMEM, CONTEXT (no free page). */
+DSI_API dsi_status dsi_session_fork(dsi_session *session, dsi_session **copy);
+
+/* Ends the running call on this session, or its next one, with DSI_E_CANCELLED: within one step,
+ * and between two layers if no other session shares that step. The session stays usable. */
+DSI_API void dsi_session_cancel(dsi_session *session);
+
+/* From now on, calls on this session that would still compute after `seconds` (above 0) return
+ * DSI_E_TIMEOUT between two steps; 0 removes the limit. */
+DSI_API dsi_status dsi_session_set_deadline(dsi_session *session, double seconds);
+
+/* The tokens of the timeline, computed ones first; valid until the next call on the session. */
+DSI_API dsi_status dsi_session_tokens(const dsi_session *session, const int32_t **tokens,
+                                      size_t *n_tokens);
+
+/* The log-probability of the token sampled last, and the likeliest ones, best first; needs the
+ * option logprobs (DSI_E_STATE otherwise). top and n_top may be NULL. Valid as the logits are. */
+DSI_API dsi_status dsi_session_logprobs(const dsi_session *session, float *logprob,
+                                        const dsi_token_logprob **top, size_t *n_top);
+
+/* Writes the timeline with its KV rows to a file: first beside it, then in its place, so that
+ * `path` holds the old or the new state, never half. restore reads it back into an empty session of
+ * the same model, activation type and kernels: all is checked before anything changes. The answer
+ * goes on bit for bit. Errors: IO, FORMAT (damaged), MODEL (of another model), STATE, CONTEXT. */
+DSI_API dsi_status dsi_session_save(dsi_session *session, const char *path);
+DSI_API dsi_status dsi_session_restore(dsi_session *session, const char *path);
+
 /* Samples from the logits of the last computed row and queues the token, as dsi_session_next does
  * after its steps. DSI_E_STATE if tokens are still queued or nothing was computed. */
 DSI_API dsi_status dsi_session_sample(dsi_session *session, int32_t *token);
@@ -215,7 +368,7 @@ DSI_API uint32_t dsi_session_finish(const dsi_session *session);
 DSI_API dsi_status dsi_session_logits(const dsi_session *session, const float **logits,
                                       size_t *n_rows, size_t *first_position);
 
-/* ---- 3 Text -------------------------------------------------------------------------------
+/* ---- 4 Text -------------------------------------------------------------------------------
  * Threads: any (the model is immutable). Owns: the caller's buffers.
  * Buffers: capacity 0 with a NULL buffer asks for the size; if the buffer is too small the call
  * returns DSI_E_BUFFER and the needed count is in *n_tokens / *n_bytes. */
@@ -232,7 +385,7 @@ DSI_API dsi_status dsi_chat_tokens(const dsi_model *model, const dsi_message *me
                                    size_t n_messages, uint32_t think, int32_t *tokens,
                                    size_t capacity, size_t *n_tokens);
 
-/* ---- 4 Inspect ----------------------------------------------------------------------------
+/* ---- 5 Inspect ----------------------------------------------------------------------------
  * Threads: any for dsi_model; set the tap while no step runs. Owns: strings belong to the model. */
 
 typedef struct dsi_model_info {
@@ -245,10 +398,10 @@ typedef struct dsi_model_info {
     uint64_t n_params_total;  /* without scales and without MTP blocks */
     uint64_t n_params_active; /* read per token */
     uint64_t n_params_mtp;
-    uint64_t n_bytes_weights; /* tensor bytes of all shards */
-    uint64_t n_bytes_token;   /* weight bytes read for one token at batch 1 */
-    uint64_t n_bytes_kv;      /* KV bytes of one token, BF16 */
-    const char *architecture; /* "deepseek_v3" */
+    uint64_t n_bytes_weights;  /* tensor bytes of all shards */
+    uint64_t n_bytes_token;    /* weight bytes read for one token at batch 1 */
+    uint64_t n_bytes_kv;       /* KV bytes of one token, BF16 */
+    const char *architecture;  /* "deepseek_v3" */
     const char *chat_template; /* "deepseek-v3.1", "" if unknown */
 } dsi_model_info;
 /* Set info->struct_size = sizeof *info first. */

@@ -32,7 +32,8 @@
     X(DSI_E_VERSION, -14, "the versions of host and plug-in do not fit")                           \
     X(DSI_E_CANCELLED, -15, "the call was cancelled")                                              \
     X(DSI_E_BUFFER, -16, "the caller's buffer is too small; the needed size was returned")         \
-    X(DSI_E_INTERNAL, -17, "an internal rule was broken; please report it")
+    X(DSI_E_INTERNAL, -17, "an internal rule was broken; please report it")                        \
+    X(DSI_E_FORK, -18, "the handle belongs to the process before fork()")
 
 typedef int32_t dsi_status;
 enum {
