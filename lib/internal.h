@@ -116,7 +116,7 @@ struct dsi_engine {
     dsi_engine_options options; /* every 0 resolved */
     const dsi_backend *backend;
     dsi_dev *dev;
-    dsi_stream *stream;
+    dsi_dev_stream *stream;
     dsi_host host;
     dsi_dtype act;
     pthread_mutex_t lock; /* one step at a time; guards the page list */

@@ -51,7 +51,7 @@ static void check_flip(float ref, float ours, float row_max) {
     tape.n_flips++;
 }
 
-static void keep_in_step(dsi_stream *s, const dsi_tensor *t, int64_t row) {
+static void keep_in_step(dsi_dev_stream *s, const dsi_tensor *t, int64_t row) {
     uint64_t width = dsi_dtype_bytes(t->dtype), n = (uint64_t)t->ne[0] * width;
     uint64_t offset = t->offset + (uint64_t)(row * t->stride[1]) * width;
     uint8_t *recorded = tape_next(n);
@@ -76,7 +76,7 @@ static void keep_in_step(dsi_stream *s, const dsi_tensor *t, int64_t row) {
     real->write(s, t->buf, offset, recorded, n);
 }
 
-static dsi_status op_run(dsi_stream *s, const dsi_op *op, dsi_buf *workspace, uint64_t offset) {
+static dsi_status op_run(dsi_dev_stream *s, const dsi_op *op, dsi_buf *workspace, uint64_t offset) {
     dsi_status st = real->op_run(s, op, workspace, offset);
     if (op->kind == DSI_OP_KV_WRITE) {
         const dsi_tensor *slots = op->in[1];

@@ -21,8 +21,7 @@ extern "C" {
 
 typedef struct dsi_dev dsi_dev;
 typedef struct dsi_buf dsi_buf;
-typedef struct dsi_stream dsi_stream;
-typedef struct dsi_event dsi_event;
+typedef struct dsi_dev_stream dsi_dev_stream;
 
 /* A view of device memory. ne[0] is the fastest dimension (columns), strides are in elements. */
 typedef struct dsi_tensor {
@@ -41,35 +40,35 @@ typedef struct dsi_tensor {
 
 /* The operators. Shapes are [rows][columns]; R = rows of the step, "act" = BF16 or F32, the
  * activation type of the step. X(name, code): in -> out (attributes) */
-#define DSI_OP_LIST(X)                                                                          \
-    /* tokens I32 [R], table [vocab][hidden] -> x F32 [R][hidden] */                             \
-    X(DSI_OP_EMBED, 1)                                                                          \
-    /* x F32 [R][n], weight [n] -> y act or F32 [R][n] (dsi_attr_norm) */                        \
-    X(DSI_OP_RMS_NORM, 2)                                                                       \
-    /* x act [R][k], w [n][k], optional bias [n] -> y F32 or act [R][n] (dsi_attr_linear) */     \
-    X(DSI_OP_LINEAR, 3)                                                                         \
-    /* x act [R][k], gate [n][k], up [n][k] -> h act [R][n] = silu(gate x) * up x */             \
-    X(DSI_OP_LINEAR_SWIGLU, 4)                                                                  \
-    /* x F32 [R][heads][dim], positions I32 [R], inv_freq F32 [dim/2] -> x (dsi_attr_rope) */    \
-    X(DSI_OP_ROPE, 5)                                                                           \
-    /* src F32 [R][width], slots I64 [R] -> pages act [.][64][row], column (dsi_attr_kv_write) */ \
-    X(DSI_OP_KV_WRITE, 6)                                                                       \
-    /* q F32 [R][heads][nope + rope], kv_b -> q' act [R][heads][kv_lora + rope] (dsi_attr_mla) */ \
-    X(DSI_OP_MLA_ABSORB_Q, 7)                                                                   \
+#define DSI_OP_LIST(X)                                                                             \
+    /* tokens I32 [R], table [vocab][hidden] -> x F32 [R][hidden] */                               \
+    X(DSI_OP_EMBED, 1)                                                                             \
+    /* x F32 [R][n], weight [n] -> y act or F32 [R][n] (dsi_attr_norm) */                          \
+    X(DSI_OP_RMS_NORM, 2)                                                                          \
+    /* x act [R][k], w [n][k], optional bias [n] -> y F32 or act [R][n] (dsi_attr_linear) */       \
+    X(DSI_OP_LINEAR, 3)                                                                            \
+    /* x act [R][k], gate [n][k], up [n][k] -> h act [R][n] = silu(gate x) * up x */               \
+    X(DSI_OP_LINEAR_SWIGLU, 4)                                                                     \
+    /* x F32 [R][heads][dim], positions I32 [R], inv_freq F32 [dim/2] -> x (dsi_attr_rope) */      \
+    X(DSI_OP_ROPE, 5)                                                                              \
+    /* src F32 [R][width], slots I64 [R] -> pages act [.][64][row], column (dsi_attr_kv_write) */  \
+    X(DSI_OP_KV_WRITE, 6)                                                                          \
+    /* q F32 [R][heads][nope + rope], kv_b -> q' act [R][heads][kv_lora + rope] (dsi_attr_mla) */  \
+    X(DSI_OP_MLA_ABSORB_Q, 7)                                                                      \
     /* q' act, pages act, batch -> o act [R][heads][kv_lora], absorbed rows only (dsi_attr_mla) */ \
-    X(DSI_OP_MLA_ATTEND, 8)                                                                     \
-    /* o act [R][heads][kv_lora], kv_b -> y act [R][heads * v], absorbed rows (dsi_attr_mla) */ \
-    X(DSI_OP_MLA_ABSORB_V, 9)                                                                   \
+    X(DSI_OP_MLA_ATTEND, 8)                                                                        \
+    /* o act [R][heads][kv_lora], kv_b -> y act [R][heads * v], absorbed rows (dsi_attr_mla) */    \
+    X(DSI_OP_MLA_ABSORB_V, 9)                                                                      \
     /* q F32, kv_b, pages act, batch -> y act [R][heads * v], expanded rows only (dsi_attr_mla) */ \
-    X(DSI_OP_MLA_EXPAND_ATTEND, 10)                                                             \
-    /* q F32 [R][heads][dim], pages act [.][64][2 * kv_heads * dim], batch -> y (dsi_attr_gqa) */ \
-    X(DSI_OP_GQA_ATTEND, 11)                                                                    \
-    /* logits F32 [R][experts], optional bias [experts] -> ids I32, weights F32 [R][top_k] */    \
-    X(DSI_OP_MOE_ROUTE, 12)                                                                     \
-    /* x act, ids, weights, then gate, up, down of each expert, then of the shared expert */     \
-    /* -> y F32 [R][hidden] += sum (dsi_attr_moe) */                                             \
-    X(DSI_OP_MOE_FFN, 13)                                                                       \
-    /* x F32 [.][n], rows I32 [r] -> y F32 [r][n] */                                             \
+    X(DSI_OP_MLA_EXPAND_ATTEND, 10)                                                                \
+    /* q F32 [R][heads][dim], pages act [.][64][2 * kv_heads * dim], batch -> y (dsi_attr_gqa) */  \
+    X(DSI_OP_GQA_ATTEND, 11)                                                                       \
+    /* logits F32 [R][experts], optional bias [experts] -> ids I32, weights F32 [R][top_k] */      \
+    X(DSI_OP_MOE_ROUTE, 12)                                                                        \
+    /* x act, ids, weights, then gate, up, down of each expert, then of the shared expert */       \
+    /* -> y F32 [R][hidden] += sum (dsi_attr_moe) */                                               \
+    X(DSI_OP_MOE_FFN, 13)                                                                          \
+    /* x F32 [.][n], rows I32 [r] -> y F32 [r][n] */                                               \
     X(DSI_OP_GATHER_ROWS, 14)
 
 typedef uint32_t dsi_op_kind;
@@ -184,21 +183,23 @@ typedef struct dsi_backend {
     /* optional: read-only host memory (mapped weights) used in place; must outlive the buffer */
     dsi_status (*buf_import)(dsi_dev *dev, const void *host, uint64_t n_bytes, dsi_buf **out);
     void (*buf_free)(dsi_buf *buf);
-    dsi_status (*write)(dsi_stream *s, dsi_buf *dst, uint64_t offset, const void *src, uint64_t n);
-    dsi_status (*read)(dsi_stream *s, void *dst, const dsi_buf *src, uint64_t offset, uint64_t n);
-    dsi_status (*stream_new)(dsi_dev *dev, dsi_stream **out);
-    void (*stream_free)(dsi_stream *s);
-    dsi_status (*stream_sync)(dsi_stream *s, uint32_t timeout_ms);
+    dsi_status (*write)(dsi_dev_stream *s, dsi_buf *dst, uint64_t offset, const void *src,
+                        uint64_t n);
+    dsi_status (*read)(dsi_dev_stream *s, void *dst, const dsi_buf *src, uint64_t offset,
+                       uint64_t n);
+    dsi_status (*stream_new)(dsi_dev *dev, dsi_dev_stream **out);
+    void (*stream_free)(dsi_dev_stream *s);
+    dsi_status (*stream_sync)(dsi_dev_stream *s, uint32_t timeout_ms);
     /* Says whether the op runs with these shapes and types (R = the largest step), and how many
      * bytes of workspace it wants. Called once per distinct op at load. */
     dsi_status (*op_plan)(dsi_dev *dev, const dsi_op *op, uint64_t *workspace);
-    dsi_status (*op_run)(dsi_stream *s, const dsi_op *op, dsi_buf *workspace, uint64_t offset);
+    dsi_status (*op_run)(dsi_dev_stream *s, const dsi_op *op, dsi_buf *workspace, uint64_t offset);
 } dsi_backend;
 /* A plug-in exports one symbol, dsi_backend_entry_v1, of this type. */
 typedef const dsi_backend *(*dsi_backend_entry_v1_fn)(uint32_t host_major, uint32_t host_minor);
 
-#define DSI_HAS(backend, field)                                                           \
-    ((backend)->struct_size >= offsetof(dsi_backend, field) + sizeof((backend)->field) && \
+#define DSI_HAS(backend, field)                                                                    \
+    ((backend)->struct_size >= offsetof(dsi_backend, field) + sizeof((backend)->field) &&          \
      (backend)->field)
 
 #ifdef __cplusplus

@@ -187,28 +187,28 @@ static void cpu_buf_free(dsi_buf *buf) {
 static bool inside(const dsi_buf *buf, uint64_t offset, uint64_t n) {
     return offset <= buf->n_bytes && n <= buf->n_bytes - offset;
 }
-static dsi_status cpu_write(dsi_stream *s, dsi_buf *dst, uint64_t offset, const void *src,
+static dsi_status cpu_write(dsi_dev_stream *s, dsi_buf *dst, uint64_t offset, const void *src,
                             uint64_t n) {
     if (dst->imported || !inside(dst, offset, n))
         return dsi_fail(&s->dev->error, DSI_E_ARG, "cpu: write outside a buffer");
     if (n) memcpy(dst->data + offset, src, n);
     return DSI_OK;
 }
-static dsi_status cpu_read(dsi_stream *s, void *dst, const dsi_buf *src, uint64_t offset,
+static dsi_status cpu_read(dsi_dev_stream *s, void *dst, const dsi_buf *src, uint64_t offset,
                            uint64_t n) {
     if (!inside(src, offset, n))
         return dsi_fail(&s->dev->error, DSI_E_ARG, "cpu: read outside a buffer");
     if (n) memcpy(dst, src->data + offset, n);
     return DSI_OK;
 }
-static dsi_status cpu_stream_new(dsi_dev *dev, dsi_stream **out) {
+static dsi_status cpu_stream_new(dsi_dev *dev, dsi_dev_stream **out) {
     *out = dsi_sys_calloc(1, sizeof **out);
     if (!*out) return dsi_fail(&dev->error, DSI_E_NOMEM, "cpu: no memory for a stream");
     (*out)->dev = dev;
     return DSI_OK;
 }
-static void cpu_stream_free(dsi_stream *s) { dsi_sys_free(s); }
-static dsi_status cpu_stream_sync(dsi_stream *s, uint32_t timeout_ms) {
+static void cpu_stream_free(dsi_dev_stream *s) { dsi_sys_free(s); }
+static dsi_status cpu_stream_sync(dsi_dev_stream *s, uint32_t timeout_ms) {
     (void)s, (void)timeout_ms; /* ops have finished when op_run returns */
     return DSI_OK;
 }
@@ -222,7 +222,8 @@ static dsi_status cpu_op_plan(dsi_dev *dev, const dsi_op *op, uint64_t *workspac
     *workspace = 0;
     return OPS[i].check(dev, op, workspace);
 }
-static dsi_status cpu_op_run(dsi_stream *s, const dsi_op *op, dsi_buf *workspace, uint64_t offset) {
+static dsi_status cpu_op_run(dsi_dev_stream *s, const dsi_op *op, dsi_buf *workspace,
+                             uint64_t offset) {
     uint64_t need = 0;
     dsi_status st = cpu_op_plan(s->dev, op, &need);
     if (st != DSI_OK) return st;

@@ -22,7 +22,7 @@ struct dsi_buf {
     uint64_t n_bytes;
     bool imported; /* someone else's memory, read-only */
 };
-struct dsi_stream {
+struct dsi_dev_stream {
     dsi_dev *dev;
 };
 
