@@ -7,6 +7,7 @@
 #define DSI_TESTS_BF16_DOUBLE_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 /* vdpbf16ps takes denormal inputs as zero and makes denormal results zero, keeping the sign. */
@@ -16,16 +17,39 @@ static inline __m512 dsi_double_flush(__m512 value) {
     return _mm512_castsi512_ps(_mm512_mask_and_epi32(bits, (__mmask16)~normal, bits, keep));
 }
 
-/* Per lane: sum += a[2i+1] * b[2i+1], then sum += a[2i] * b[2i], each one fused and rounded to
- * nearest even (Intel SDM, VDPBF16PS). */
+/* a * b + sum, rounded to nearest even, then flushed. The instruction decides what is denormal as
+ * if the exponent had no lower end: what lies less than a quarter step below the smallest normal
+ * number becomes that number, the rest zero. f32 arithmetic rounds up from half a step, so that
+ * lanes with this result are looked at again; the sum of doubles is exact there. */
+static inline __m512 dsi_double_fma(__m512 a, __m512 b, __m512 sum) {
+    const float smallest = 0x1p-126f;
+    __m512 value = _mm512_fmadd_ps(a, b, sum);
+    __mmask16 edge = _mm512_cmp_ps_mask(_mm512_abs_ps(value), _mm512_set1_ps(smallest), _CMP_EQ_OQ);
+    if (edge != 0) {
+        float x[16], y[16], z[16], result[16];
+        _mm512_storeu_ps(x, a);
+        _mm512_storeu_ps(y, b);
+        _mm512_storeu_ps(z, sum);
+        _mm512_storeu_ps(result, value);
+        for (int i = 0; i < 16; i++) {
+            double exact = (double)x[i] * (double)y[i] + (double)z[i];
+            bool denormal = exact > -0x1p-126 + 0x1p-151 && exact < 0x1p-126 - 0x1p-151;
+            if ((edge >> i & 1) != 0 && denormal) result[i] = result[i] < 0 ? -0.0f : 0.0f;
+        }
+        value = _mm512_loadu_ps(result);
+    }
+    return dsi_double_flush(value);
+}
+
+/* Per lane: sum += a[2i+1] * b[2i+1], then sum += a[2i] * b[2i], each one fused and rounded (Intel
+ * SDM, VDPBF16PS). Equal to an AMD Zen 5 bit for bit: tests/test_bf16_double.c. */
 static inline __m512 dsi_double_dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
     const __m512i odd = _mm512_set1_epi32((int)0xFFFF0000);
     __m512 a1 = dsi_double_flush(_mm512_castsi512_ps(_mm512_and_si512(a, odd)));
     __m512 b1 = dsi_double_flush(_mm512_castsi512_ps(_mm512_and_si512(b, odd)));
     __m512 a0 = dsi_double_flush(_mm512_castsi512_ps(_mm512_slli_epi32(a, 16)));
     __m512 b0 = dsi_double_flush(_mm512_castsi512_ps(_mm512_slli_epi32(b, 16)));
-    sum = dsi_double_flush(_mm512_fmadd_ps(a1, b1, dsi_double_flush(sum)));
-    return dsi_double_flush(_mm512_fmadd_ps(a0, b0, sum));
+    return dsi_double_fma(a0, b0, dsi_double_fma(a1, b1, dsi_double_flush(sum)));
 }
 
 /* vpermi2b: byte i is byte (index[i] & 127) of the 128 bytes low, high. */
