@@ -30,8 +30,8 @@ make_clean_tree() {
     echo 'matmul/' >kernels/README.md
     for folder in examples tools tests; do echo '# chapter' >$folder/README.md; done
     printf '#include <stdint.h>\n' >include/deepseek/types.h
-    for file in lib/engine lib/base/sys lib/base/base lib/model/arch lib/text/bpe lib/backend/cpu \
-        examples/01 tools/t tests/test_a kernels/matmul/fp8_avx512; do
+    for file in lib/engine lib/base/sys_memory lib/base/sys_file lib/base/base lib/model/arch \
+        lib/text/bpe lib/backend/cpu examples/01 tools/t tests/test_a kernels/matmul/fp8_avx512; do
         printf '/* A file. */\nint f(int a) {\n    return a;\n}\n' >$file.c
     done
     printf 'void dsi_matmul_fp8_f32__avx512(void);\nvoid dsi_matmul_fp8_f32__avx512(void) {}\n' \
@@ -118,14 +118,16 @@ plant tests/test_a.c '#include "../lib/backend/cpu.h"' ""
 
 # Calls
 plant lib/engine.c 'int g(void) { exit(1); }' "exit() is banned in lib/"
-plant lib/base/sys.c 'int g(void) { abort(); }' "abort() is banned in lib/"
+plant lib/base/sys_memory.c 'int g(void) { abort(); }' "abort() is banned in lib/"
 plant lib/engine.c 'int g(void) { assert(1); }' "assert() is banned in lib/"
 plant lib/engine.c 'int g(void) { printf("x"); }' "printf() is banned in lib/"
 plant lib/engine.c 'int g(void) { fputs("x", stderr); }' "lib/ prints nothing"
 plant lib/model/arch.c 'double g(char *t) { return strtod(t, 0); }' "strtod() is banned in lib/"
 plant lib/engine.c 'char *g(void) { return getenv("A"); }' ""
 plant lib/model/arch.c 'char *g(void) { return getenv("A"); }' "getenv() belongs in lib/engine.c"
-plant lib/base/sys.c 'void *g(void) { return malloc(1); }' ""
+plant lib/base/sys_memory.c 'void *g(void) { return malloc(1); }' ""
+plant lib/base/sys_file.c "$(lines 2 'void *g(void) { return malloc(1); }')" \
+    "lib/base/sys_file.c:6: call: malloc() stands in lib/base/sys_file.c:5 already"
 plant lib/model/arch.c 'void *g(void) { return malloc(1); }' "malloc() goes through lib/base/sys.h"
 plant lib/text/bpe.c 'void g(void *p) { free (p); }' "free() goes through lib/base/sys.h"
 plant lib/engine.c 'int g(void) { return open("x", 0); }' "open() goes through lib/base/sys.h"

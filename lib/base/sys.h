@@ -6,6 +6,8 @@
 #include "base.h"
 #include <pthread.h>
 
+/* ---- Memory (sys_memory.c) ---- */
+
 /* Zeroed memory for count * size bytes (checked); NULL if that overflows or memory is short. */
 void *dsi_sys_calloc(uint64_t count, uint64_t size);
 /* As realloc, for count * size bytes; the old block stays valid on failure. */
@@ -15,6 +17,12 @@ void *dsi_sys_alloc_aligned(uint64_t n_bytes);
 void dsi_sys_free_aligned(void *block, uint64_t n_bytes);
 void dsi_sys_free(void *block);
 char *dsi_sys_strdup(const char *text, size_t n_bytes);
+/* A file mapped read-only, or zeroed pages of memory if fd is -1; NULL with errno set. For the
+ * other sys_*.c files. */
+void *dsi_sys_mmap(int fd, uint64_t n_bytes);
+void dsi_sys_munmap(void *block, uint64_t n_bytes);
+
+/* ---- Files (sys_file.c) ---- */
 
 /* Whole small files (config.json, tokenizer.json): refuses more than max_bytes. *text is
  * zero-terminated behind n_bytes; free with dsi_sys_free. Errors of both readers: IO (not there,
@@ -34,13 +42,49 @@ typedef struct dsi_map {
 dsi_status dsi_sys_map(const char *path, dsi_map *map, dsi_error *error);
 void dsi_sys_unmap(dsi_map *map);
 
+/* A file that appears whole or not at all: it is written beside `path` under a name of its own
+ * (mode 0600) and takes its place in commit, so that even a power cut leaves the old file or the
+ * new one. A symbolic link at `path` is replaced, not followed; a folder, pipe or device is
+ * refused. One thread at a time. Errors: IO (with what to do when the disk, a quota or a limit is
+ * used up), NOMEM. open that fails leaves nothing behind and needs no abort; after an error of add
+ * or commit call abort, which removes what was written. */
+typedef struct dsi_sys_writer {
+    int fd;          /* -1: closed */
+    char *path;      /* owned */
+    char *temporary; /* owned; NULL once nothing is left to remove */
+} dsi_sys_writer;
+dsi_status dsi_sys_writer_open(const char *path, dsi_sys_writer *writer, dsi_error *error);
+/* Appends; every call is at least one write to the system, so hand over large pieces. */
+dsi_status dsi_sys_writer_add(dsi_sys_writer *writer, const void *data, uint64_t n_bytes,
+                              dsi_error *error);
+/* On DSI_OK the writer is closed. The one error that leaves the new file in place is that of the
+ * folder's own fsync, the last step: its message says so. */
+dsi_status dsi_sys_writer_commit(dsi_sys_writer *writer, dsi_error *error);
+/* Harmless on a zeroed, closed or committed writer. */
+void dsi_sys_writer_abort(dsi_sys_writer *writer);
+
+/* A counter to poll for (eventfd: non-blocking, closed on exec); -1 with errno set if the system
+ * has none left. signal makes it readable; drain makes it unreadable until the next signal. Both
+ * cannot fail, may be called from any thread and from signal handlers, and leave errno alone. */
+int dsi_sys_eventfd(void);
+void dsi_sys_eventfd_signal(int fd);
+void dsi_sys_eventfd_drain(int fd);
+void dsi_sys_close(int fd); /* negative: nothing; leaves errno alone */
+
+/* ---- Threads and the machine (sys_thread.c) ---- */
+
 /* 0 or an errno code. The new thread receives no signals: those stay with the host's threads. */
 int dsi_sys_thread_create(pthread_t *thread, void *(*run)(void *), void *context);
 void dsi_sys_thread_join(pthread_t thread);
 int dsi_sys_mutex_init(pthread_mutex_t *mutex); /* 0 or an errno code */
-int dsi_sys_cond_init(pthread_cond_t *cond);    /* 0 or an errno code */
-uint32_t dsi_sys_cpu_count(void);          /* CPUs this process may use, at least 1 */
-uint64_t dsi_sys_memory_available(void);   /* MemAvailable in bytes, 0 if unknown */
-double dsi_sys_seconds(void);              /* CLOCK_MONOTONIC */
+int dsi_sys_cond_init(pthread_cond_t *cond);    /* 0 or an errno code; on CLOCK_MONOTONIC */
+/* Waits as pthread_cond_wait does, but no longer than until dsi_sys_seconds() reaches `deadline`
+ * (INFINITY: without end): false once it has, true after a wake-up. Wake-ups may be spurious: look
+ * at the condition again in either case. */
+bool dsi_sys_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *mutex, double deadline);
+uint32_t dsi_sys_cpu_count(void);        /* CPUs this process may use, at least 1 */
+uint64_t dsi_sys_memory_available(void); /* MemAvailable in bytes, 0 if unknown */
+double dsi_sys_seconds(void);            /* CLOCK_MONOTONIC */
+int64_t dsi_sys_getpid(void);            /* differs after fork(): the child is another process */
 
 #endif
