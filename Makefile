@@ -160,7 +160,7 @@ link = $(CC) $(ldflags) -o $@ $(1) $(static_lib) $(libs)
 
 $(BUILD)/dsinfer: $(dsinfer_obj) $(static_lib)
 	$(step) LD $@
-	$(Q)$(call link,$(dsinfer_obj))
+	$(Q)$(call link,$(dsinfer_obj)) -ldl
 
 $(filter-out $(BUILD)/dsinfer,$(programs)): $(BUILD)/%: $(BUILD)/obj/tools/%.o $(static_lib)
 	$(step) LD $@

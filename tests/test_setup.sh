@@ -31,7 +31,7 @@ machine() {
 
 setup() { # arguments of setup.sh, run with the machine's PATH; output in $out, exit code in $code
     out=$(PATH=$bin DSINFER_OS_RELEASE=$bin/os-release DSINFER_SETUP_DRYRUN=${dry:-1} \
-        CC=${compiler:-} "$bin/sh" tools/setup.sh "$@" 2>&1)
+        DSINFER_LIBRARIES="$bin/none $bin/lib" CC=${compiler:-} "$bin/sh" tools/setup.sh "$@" 2>&1)
     code=$?
 }
 
@@ -55,9 +55,9 @@ expect() { # what, expected exit code, pieces that must stand in the output
     fi
 }
 
-apt_test="gcc binutils libc6-dev g++ gawk findutils diffutils libcmocka-dev libpcre2-dev"
+apt_test="gcc binutils libc6-dev g++ gawk findutils diffutils libcmocka-dev libpcre2-dev openssl"
 rpm_test="gcc binutils glibc-devel gcc-c++ gawk findutils diffutils 'pkgconfig(cmocka)' \
-'pkgconfig(libpcre2-8)'"
+'pkgconfig(libpcre2-8)' openssl-libs"
 
 # Every system: the right manager, the right names, as root.
 for row in debian::apt-get ubuntu:debian:apt-get linuxmint:ubuntu:apt-get kylin:debian:apt-get \
@@ -132,7 +132,12 @@ expect "gcc 7.3" 3 "gcc is version 7.3.0; version 10 or newer"
 
 # Everything there: silent, at once, no manager called.
 fake gcc 'case $* in *-dumpversion*) echo 12 ;; esac; exit 0'
-setup build
+mkdir "$bin/lib"
+: >"$bin/lib/libcrypto.so.1.1"
+for tool in g++ awk find cmp; do
+    fake "$tool" "exit 0"
+done
+setup test
 expect "nothing missing" 0
 [ -n "$out" ] || [ -e "$bin/calls" ] && out="not silent: $out" && code=1
 expect "nothing missing: silent, nothing called" 0

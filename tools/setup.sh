@@ -2,16 +2,20 @@
 # setup.sh: finds what the build (or the tests) need and this machine lacks, and installs it.
 #
 #   tools/setup.sh build    a C compiler and its headers
-#   tools/setup.sh test     the same, and a C++ compiler, cmocka and pcre2 (used by tests alone)
+#   tools/setup.sh test     the same, and a C++ compiler, cmocka, pcre2 (used by tests alone) and
+#                           OpenSSL's libcrypto (used by manifests alone)
 #
 # When nothing is missing it ends at once and touches neither disk nor network. It installs only
 # as root; for anybody else it prints the one line to run. CC names the compiler (default gcc).
 # DSINFER_SETUP_DRYRUN=1 prints the commands instead of running them; DSINFER_OS_RELEASE names
-# another /etc/os-release. Exit codes: 0 all there, 2 usage, 3 something is missing.
+# another /etc/os-release, DSINFER_LIBRARIES other folders of libraries. Exit codes: 0 all there,
+# 2 usage, 3 something is missing.
 set -u
 
 cc=${CC:-gcc}
 os_release=${DSINFER_OS_RELEASE:-/etc/os-release}
+libraries=${DSINFER_LIBRARIES:-/lib /lib64 /usr/lib /usr/lib64 /usr/local/lib /lib/*-linux-gnu \
+/usr/lib/*-linux-gnu}
 oldest_gcc=10 # the first with -mavx512bf16
 
 have() { command -v "$1" >/dev/null 2>&1; }
@@ -21,6 +25,15 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 have_header() {
     printf '#define PCRE2_CODE_UNIT_WIDTH 8\n#include <stdarg.h>\n#include <stddef.h>\n%s\n' \
         "#include <$1>" | $cc -E -x c - >/dev/null 2>&1
+}
+
+# One of the two libcrypto that tools/dsinfer/digest.c looks for.
+have_crypto() {
+    for folder in $libraries; do
+        [ -e "$folder/libcrypto.so.3" ] && return
+        [ -e "$folder/libcrypto.so.1.1" ] && return
+    done
+    return 1
 }
 
 # What is missing, as names of things, one word each.
@@ -37,6 +50,7 @@ find_missing() {
     have cmp || missing="$missing diff"
     { have "${cc%% *}" && have_header cmocka.h; } || missing="$missing cmocka"
     { have "${cc%% *}" && have_header pcre2.h; } || missing="$missing pcre2"
+    have_crypto || missing="$missing libcrypto"
 }
 
 # A value of os-release without its quotes.
@@ -72,10 +86,12 @@ package_of() {
     apt-get:c++) echo g++ ;;
     apt-get:cmocka) echo libcmocka-dev ;;
     apt-get:pcre2) echo libpcre2-dev ;;
+    apt-get:libcrypto) echo openssl ;; # whatever the library's package is called there
     *:libc) echo glibc-devel ;;
     *:c++) echo gcc-c++ ;;
     *:cmocka) echo "'pkgconfig(cmocka)'" ;;
     *:pcre2) echo "'pkgconfig(libpcre2-8)'" ;;
+    *:libcrypto) echo openssl-libs ;;
     esac
 }
 

@@ -19,6 +19,7 @@ enum {
 typedef struct cli_options {
     uint32_t command; /* CLI_RUN ..., 0: none given */
     const char *model, *kernels, *lang, *system, *golden;
+    const char *manifest, *write_manifest, *hash; /* hash: "sha256", "sm3", NULL: not given */
     const char *argument; /* the prompt, the text, or the command that help is wanted for */
     uint64_t max_memory, seed;
     uint32_t threads, chunk, context, activations, attention, top_k, max_tokens;
@@ -75,7 +76,9 @@ typedef struct cli_shown {
     char text[CLI_SHOWN_BYTES];
 } cli_shown;
 cli_shown cli_show(const char *text);
-/* Progress of a long stage; fits dsi_progress_fn. Draws on a terminal only. */
+/* Progress of a long stage; fits dsi_progress_fn. Draws on a terminal only. CLI_STAGE_*: stages of
+ * the command itself, beside DSI_STAGE_*. */
+enum { CLI_STAGE_HASH = 100 /* bytes */ };
 void cli_progress(void *user, uint32_t stage, uint64_t done, uint64_t total);
 void cli_progress_clear(void);
 bool cli_stdout_is_terminal(void);
@@ -135,6 +138,12 @@ int cli_plan(dsi_model *model, const dsi_engine_options *options, dsi_memory_pla
 /* Prints the memory plan, then opens. */
 int cli_open_engine(dsi_model *model, const dsi_engine_options *options, dsi_engine **engine);
 uint64_t cli_peak_memory(void); /* bytes of this process at its peak, 0 if unknown */
+
+/* ---- Manifests (manifest.c): digests of a model's files. */
+/* The model's files against --manifest. CLI_OK if all match; CLI_FAILED after naming each that does
+ * not. print: the verdict as data on stdout (--json: one object). */
+int cli_check_manifest(const cli_options *options, bool print);
+int cli_write_manifest(const cli_options *options);
 
 /* ---- Commands. */
 int cli_run(const cli_options *options);

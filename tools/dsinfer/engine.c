@@ -140,6 +140,8 @@ static void write_log(void *user, uint32_t level, const char *component, const c
 int cli_open_model(const cli_options *options, dsi_model **model, dsi_model_info *info) {
     int code = cli_need_model(options);
     if (code != CLI_OK) return code;
+    if (options->manifest != NULL) code = cli_check_manifest(options, false);
+    if (code != CLI_OK) return code;
     dsi_model_options open_options;
     dsi_model_options_init(&open_options);
     open_options.log = write_log;

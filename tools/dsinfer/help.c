@@ -52,16 +52,18 @@ static const page pages[] = {
      NULL,
      NULL},
     {CLI_VERIFY,
-     "dsinfer verify -m DIR --golden FILE [OPTION ...]",
-     "Compare logits and greedy tokens with recorded ones; exit 1 if they differ.",
-     "与记录的 logits 和贪心结果比较；差异过大时退出码为 1。",
+     "dsinfer verify -m DIR --golden FILE|--manifest FILE|--write-manifest FILE [OPTION ...]",
+     "Compare logits or files with recorded ones; exit 1 if they differ.",
+     "与记录的 logits 或文件摘要比较；不符时退出码为 1。",
      {"dsinfer verify -m MODEL --golden MODEL/golden.safetensors",
       "dsinfer verify -m MODEL --golden FILE --activations f32 --max-mean-kl 1e-7",
-      "dsinfer verify -m MODEL --golden FILE --kernels ref --json"},
-     "FILE holds tokens I32 [T], logits F32 [T][vocab], greedy I32 [G], and may hold\n"
-     "greedy_prompt I32 [P], from which the greedy tokens then start.",
-     "FILE 含 tokens I32 [T]、logits F32 [T][vocab]、greedy I32 [G]，\n"
-     "可含 greedy_prompt I32 [P]：贪心结果从它开始。"},
+      "dsinfer verify -m MODEL --manifest MODEL.sha256"},
+     "A golden FILE holds tokens I32 [T], logits F32 [T][vocab], greedy I32 [G], and may\n"
+     "hold greedy_prompt I32 [P], from which the greedy tokens then start. A manifest\n"
+     "holds lines of sha256sum, or of cksum for SM3, with names relative to the model.",
+     "标准答案 FILE 含 tokens I32 [T]、logits F32 [T][vocab]、greedy I32 [G]，\n"
+     "可含 greedy_prompt I32 [P]：贪心结果从它开始。清单为 sha256sum 格式的行\n"
+     "（SM3 为 cksum 格式），文件名相对于模型目录。"},
 };
 enum { N_PAGES = sizeof pages / sizeof pages[0] };
 

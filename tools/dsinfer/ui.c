@@ -139,12 +139,14 @@ void cli_progress(void *user, uint32_t stage, uint64_t done, uint64_t total) {
         double left = (double)(total - done) / speed;
         snprintf(eta, sizeof eta, cli_tr(", %.0f s left", "，还需 %.0f 秒"), left);
     }
-    bool load = stage == DSI_STAGE_LOAD;
-    cli_number a = load ? cli_bytes_text(done) : cli_count_text(done);
-    cli_number b = load ? cli_bytes_text(total) : cli_count_text(total);
-    fprintf(stderr, "\r%s [%s] %3.0f %% %s/%s%s\033[K",
-            load ? cli_tr("loading", "加载") : cli_tr("prompt", "预填"), cells, 100 * part, a.text,
-            b.text, eta);
+    bool bytes = stage != DSI_STAGE_PREFILL;
+    const char *what = cli_tr("prompt", "预填");
+    if (stage == DSI_STAGE_LOAD) what = cli_tr("loading", "加载");
+    if (stage == CLI_STAGE_HASH) what = cli_tr("checking files", "核对文件");
+    cli_number a = bytes ? cli_bytes_text(done) : cli_count_text(done);
+    cli_number b = bytes ? cli_bytes_text(total) : cli_count_text(total);
+    fprintf(stderr, "\r%s [%s] %3.0f %% %s/%s%s\033[K", what, cells, 100 * part, a.text, b.text,
+            eta);
     fflush(stderr);
     ui.bar_drawn = true;
 }

@@ -293,15 +293,23 @@ static int verify_model(const cli_options *options, dsi_model *model, const dsi_
 
 int cli_verify(const cli_options *options) {
     int code = cli_need_model(options);
-    if (code == CLI_OK && options->golden == NULL) {
-        cli_error(cli_tr("no golden file was named", "没有指定标准答案文件"));
-        cli_hint(
-            cli_tr("give it with --golden FILE.safetensors", "用 --golden FILE.safetensors 给出"));
+    if (code != CLI_OK) return code;
+    if (options->golden == NULL && options->manifest == NULL && options->write_manifest == NULL) {
+        cli_error(cli_tr("no golden file and no manifest was named", "没有指定标准答案文件或清单"));
+        cli_hint(cli_tr("give --golden FILE.safetensors, --manifest FILE or --write-manifest FILE",
+                        "用 --golden FILE.safetensors、--manifest FILE 或 --write-manifest FILE"));
         return CLI_USAGE;
     }
+    if (options->write_manifest != NULL && (options->golden != NULL || options->manifest != NULL)) {
+        cli_error(cli_tr("--write-manifest stands alone", "--write-manifest 须单独使用"));
+        cli_hint(cli_tr("check in a second call", "请另行核对"));
+        return CLI_USAGE;
+    }
+    if (options->write_manifest != NULL) return cli_write_manifest(options);
+    if (options->golden == NULL) return cli_check_manifest(options, true);
     dsi_model *model = NULL;
     dsi_model_info info;
-    if (code == CLI_OK) code = cli_open_model(options, &model, &info);
+    code = cli_open_model(options, &model, &info);
     if (code != CLI_OK) return code;
     code = verify_model(options, model, &info);
     dsi_model_close(model);
