@@ -166,10 +166,12 @@ $(filter-out $(BUILD)/dsinfer,$(programs)): $(BUILD)/%: $(BUILD)/obj/tools/%.o $
 	$(step) LD $@
 	$(Q)$(call link,$<)
 
+# The command's own files without its main(), for the test that reads its tables.
+$(BUILD)/tests/test_pages: $(filter-out %/main.o,$(dsinfer_obj))
 $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(static_lib)
 	$(step) LD $@
 	@mkdir -p $(@D)
-	$(Q)$(call link,$<) -Wl,--as-needed -lcmocka -lpcre2-8
+	$(Q)$(call link,$(filter %.o,$^)) -Wl,--as-needed -lcmocka -lpcre2-8
 
 $(BUILD)/check_kernels: $(check_obj) $(static_lib)
 	$(step) LD $@

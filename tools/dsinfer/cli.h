@@ -9,11 +9,18 @@
 /* ---- Exit codes: a contract with scripts (README.md). */
 enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_ENVIRONMENT = 3, CLI_BAD_FILE = 4 };
 
-/* ---- Options (options.c holds the one table). */
-enum { CLI_RUN = 1, CLI_TOKENIZE = 2, CLI_INSPECT = 4, CLI_VERIFY = 8, CLI_HELP = 16 };
+/* ---- Commands and options: two tables in table.c, from which the parser, --help, man pages and
+ * completion are made. */
 enum {
-    CLI_COMPUTES = CLI_RUN | CLI_INSPECT | CLI_VERIFY, /* commands with an engine or its plan */
-    CLI_READS = CLI_COMPUTES | CLI_TOKENIZE,           /* commands that read a model */
+    CLI_RUN = 1 << 0,
+    CLI_TOKENIZE = 1 << 1,
+    CLI_INSPECT = 1 << 2,
+    CLI_VERIFY = 1 << 3,
+    CLI_HELP = 1 << 10,
+    CLI_RARE = 1 << 30, /* beside the commands of an option: only help --all explains it */
+    CLI_ASKS = CLI_RUN, /* commands that let the model answer */
+    CLI_COMPUTES = CLI_ASKS | CLI_INSPECT | CLI_VERIFY, /* commands with an engine or its plan */
+    CLI_READS = CLI_COMPUTES | CLI_TOKENIZE,            /* commands that read a model */
     CLI_ANY = CLI_READS | CLI_HELP
 };
 typedef struct cli_options {
@@ -26,12 +33,26 @@ typedef struct cli_options {
     uint32_t think; /* DSI_THINK_* */
     double temperature, top_p, min_p;
     double max_mean_kl, min_top1; /* below 0: not given */
-    bool quiet, json, special, jsonl, tensors, help, version;
+    bool quiet, json, special, jsonl, tensors, help, version, all;
 } cli_options;
-/* Fills `options` from the command line. CLI_OK, or CLI_USAGE after the mistake was explained. */
-int cli_parse(int argc, char **argv, cli_options *options);
-/* The long name of a command, or NULL for a number that is none. */
-const char *cli_command_name(uint32_t command);
+
+typedef struct cli_command {
+    uint32_t bit; /* CLI_RUN ... */
+    const char *name;
+    int (*run)(const cli_options *options);
+    const char *usage;    /* what stands behind "dsinfer NAME" */
+    const char *argument; /* name of the one word it takes beside options; NULL: takes none */
+    const char *words;    /* what that word can be, "bash|zsh"; NULL: any text */
+    const char *en, *zh;  /* what it does, one line without a full stop */
+    const char *examples[3];
+    const char *note_en, *note_zh; /* what else must be known, lines of 80 columns; NULL: nothing */
+} cli_command;
+extern const cli_command cli_overview; /* dsinfer itself: bit 0 */
+extern const cli_command cli_command_table[];
+extern const size_t cli_n_commands;
+/* NULL for a name or a number that is none. */
+const cli_command *cli_find_command(const char *name);
+const char *cli_command_name(uint32_t bit);
 
 enum { CLI_FLAG, CLI_U32, CLI_U64, CLI_F64, CLI_SIZE, CLI_TEXT, CLI_WORD, CLI_INDEX, CLI_SET };
 typedef struct cli_option {
@@ -41,12 +62,15 @@ typedef struct cli_option {
     uint32_t commands;
     size_t offset;        /* of its field in cli_options */
     double low, high;     /* limits of a number; CLI_SET: low is the value that is stored */
-    const char *argument; /* name of the value in the help; NULL: takes none */
+    const char *argument; /* name of the value; DIR and FILE are completed; NULL: takes none */
     const char *words;    /* CLI_WORD (stored as text), CLI_INDEX (stored as its place) */
     const char *en, *zh;  /* one line of help */
 } cli_option;
 extern const cli_option cli_option_table[];
 extern const size_t cli_n_options;
+
+/* Fills `options` from the command line. CLI_OK, or CLI_USAGE after the mistake was explained. */
+int cli_parse(int argc, char **argv, cli_options *options);
 
 /* Strict readers of one value: the whole text or nothing. Sizes: digits, at most one point, then
  * nothing or B, K, M, G, T (also KiB ...: powers of 1024) or KB, MB, GB, TB (powers of 1000). */
@@ -56,8 +80,10 @@ bool cli_read_size(const char *text, uint64_t *value);
 /* Edits (insert, delete, replace, swap neighbours) between two words; long words count as far. */
 uint32_t cli_distance(const char *a, const char *b);
 
-/* help.c: `command` 0 is the overview. */
-void cli_print_help(FILE *file, uint32_t command);
+/* help.c: the help of a command or of cli_overview, at most 24 lines; with `all` everything. */
+void cli_print_help(FILE *file, const cli_command *command, bool all);
+/* The command of this name; CLI_USAGE, with the nearest one named, if there is none. */
+int cli_need_command(const char *name, const cli_command **command);
 
 /* ---- Talk: stderr, in the reader's language (ui.c). Data never goes this way. */
 /* Decides language and terminal: --lang among the arguments, LC_ALL, LC_MESSAGES, LANG, TERM,
@@ -150,5 +176,6 @@ int cli_run(const cli_options *options);
 int cli_tokenize(const cli_options *options);
 int cli_inspect(const cli_options *options);
 int cli_verify(const cli_options *options);
+int cli_help(const cli_options *options);
 
 #endif

@@ -2,7 +2,6 @@
 #include "cli.h"
 #include <fcntl.h>
 #include <signal.h>
-#include <string.h>
 #include <unistd.h>
 
 /* A closed standard stream would give its number to the next file opened, a model perhaps. It is
@@ -15,42 +14,22 @@ static void hold_standard_streams(void) {
     }
 }
 
-static int help(const cli_options *options) {
-    uint32_t command = options->command == CLI_HELP ? 0 : options->command;
-    if (options->command == CLI_HELP && options->argument != NULL) {
-        for (uint32_t bit = CLI_RUN; bit <= CLI_HELP; bit <<= 1) {
-            if (strcmp(cli_command_name(bit), options->argument) == 0) command = bit;
-        }
-        if (command == 0) {
-            cli_error(cli_tr("no command \"%s\"", "没有命令“%s”"),
-                      cli_show(options->argument).text);
-            cli_hint("dsinfer help");
-            return CLI_USAGE;
-        }
-    }
-    cli_print_help(stdout, command);
-    return CLI_OK;
-}
-
 static int dispatch(const cli_options *options) {
+    const cli_command *command = &cli_overview;
+    for (size_t i = 0; i < cli_n_commands; i++) {
+        if (cli_command_table[i].bit == options->command) command = &cli_command_table[i];
+    }
     if (options->version) {
         printf("dsinfer %s\n", dsi_version());
         return CLI_OK;
     }
-    if (options->help || options->command == CLI_HELP) return help(options);
-    switch (options->command) {
-    case CLI_RUN:
-        return cli_run(options);
-    case CLI_TOKENIZE:
-        return cli_tokenize(options);
-    case CLI_INSPECT:
-        return cli_inspect(options);
-    case CLI_VERIFY:
-        return cli_verify(options);
-    default:
-        cli_print_help(stderr, 0);
-        return CLI_USAGE;
+    if (options->help) {
+        cli_print_help(stdout, command, options->all);
+        return CLI_OK;
     }
+    if (command->run != NULL) return command->run(options);
+    cli_print_help(stderr, command, false);
+    return CLI_USAGE;
 }
 
 int main(int argc, char **argv) {

@@ -1,91 +1,17 @@
-/* options.c: the one table of options. Parsing, limits and --help all come from it. */
+/* options.c: reads the command line by the tables of table.c, and explains mistakes in it. */
 #include "cli.h"
 #include <string.h>
 
-#define FIELD(name) offsetof(cli_options, name)
-#define U32_MAX 4294967295.0
+const char *cli_command_name(uint32_t bit) {
+    for (size_t i = 0; i < cli_n_commands; i++) {
+        if (cli_command_table[i].bit == bit) return cli_command_table[i].name;
+    }
+    return NULL;
+}
 
-const cli_option cli_option_table[] = {
-    /* name, letter, kind, commands, field, low, high, argument, words, en, zh */
-    {"model", 'm', CLI_TEXT, CLI_READS, FIELD(model), 0, 0, "DIR", NULL,
-     "checkpoint folder (tokenize: a tokenizer.json too)",
-     "模型目录（tokenize 也接受 tokenizer.json）"},
-    {"system", 0, CLI_TEXT, CLI_RUN, FIELD(system), 0, 0, "TEXT", NULL, "system message",
-     "系统消息"},
-    {"think", 0, CLI_SET, CLI_RUN, FIELD(think), DSI_THINK_ON, 0, NULL, NULL,
-     "reason before the answer", "先思考再回答"},
-    {"no-think", 0, CLI_SET, CLI_RUN, FIELD(think), DSI_THINK_OFF, 0, NULL, NULL,
-     "answer at once (default: as the model's template)", "直接回答（默认由模型的模板决定）"},
-    {"max-tokens", 0, CLI_U32, CLI_RUN, FIELD(max_tokens), 1, U32_MAX, "N", NULL,
-     "stop after N tokens (default: context full)", "最多生成 N 个 token（默认到上下文用完）"},
-    {"seed", 0, CLI_U64, CLI_RUN, FIELD(seed), 0, 0, "N", NULL,
-     "same seed, same answer (default 0)", "种子相同则回答相同（默认 0）"},
-    {"temperature", 0, CLI_F64, CLI_RUN, FIELD(temperature), 0, 100, "T", NULL,
-     "0: always the likeliest token (default 0)", "0：总取最可能的 token（默认 0）"},
-    {"top-k", 0, CLI_U32, CLI_RUN, FIELD(top_k), 0, U32_MAX, "N", NULL,
-     "sample from the N likeliest (default 0: all)", "只在最可能的 N 个中抽取（默认 0：全部）"},
-    {"top-p", 0, CLI_F64, CLI_RUN, FIELD(top_p), 1e-6, 1, "P", NULL,
-     "sample from the likeliest of sum P (default 1)", "只在累计概率 P 之内抽取（默认 1）"},
-    {"min-p", 0, CLI_F64, CLI_RUN, FIELD(min_p), 0, 1, "P", NULL,
-     "drop tokens below P times the best (default 0)", "舍去低于最高概率 P 倍的（默认 0）"},
-    {"special", 0, CLI_FLAG, CLI_TOKENIZE, FIELD(special), 0, 0, NULL, NULL,
-     "recognise special tokens in the text", "识别文本中的特殊 token"},
-    {"jsonl", 0, CLI_FLAG, CLI_TOKENIZE, FIELD(jsonl), 0, 0, NULL, NULL,
-     "stdin: lines with \"text\"; stdout: ids, decoded",
-     "标准输入每行含 \"text\"，逐行输出 ids、decoded"},
-    {"tensors", 0, CLI_FLAG, CLI_INSPECT, FIELD(tensors), 0, 0, NULL, NULL, "list every tensor",
-     "列出所有张量"},
-    {"golden", 0, CLI_TEXT, CLI_VERIFY, FIELD(golden), 0, 0, "FILE", NULL,
-     "safetensors: tokens, logits, greedy", "标准答案（safetensors：tokens、logits、greedy）"},
-    {"max-mean-kl", 0, CLI_F64, CLI_VERIFY, FIELD(max_mean_kl), 0, 1e9, "X", NULL,
-     "largest mean KL (default f32 1e-6, bf16 5e-2)", "平均 KL 上限（默认 f32 1e-6，bf16 5e-2）"},
-    {"min-top1", 0, CLI_F64, CLI_VERIFY, FIELD(min_top1), 0, 1, "X", NULL,
-     "smallest top-1 agreement (default bf16 0.85)", "首选一致率下限（默认 bf16 0.85）"},
-    {"manifest", 0, CLI_TEXT, CLI_COMPUTES, FIELD(manifest), 0, 0, "FILE", NULL,
-     "first check the model's files against their digests", "先按清单核对模型文件的摘要"},
-    {"write-manifest", 0, CLI_TEXT, CLI_VERIFY, FIELD(write_manifest), 0, 0, "FILE", NULL,
-     "write such a manifest (-: stdout)", "生成这样的清单（- 为标准输出）"},
-    {"hash", 0, CLI_WORD, CLI_VERIFY, FIELD(hash), 0, 0, "HASH", "sha256|sm3",
-     "digest (default sha256)", "摘要算法（默认 sha256）"},
-    {"activations", 0, CLI_INDEX, CLI_COMPUTES, FIELD(activations), 0, 0, "TYPE", "bf16|f32",
-     "type of activations and KV", "激活值与 KV 的类型"},
-    {"attention", 0, CLI_INDEX, CLI_COMPUTES, FIELD(attention), 0, 0, "FORM",
-     "auto|absorbed|expanded", "form of MLA", "MLA 的计算形式"},
-    {"kernels", 0, CLI_WORD, CLI_COMPUTES, FIELD(kernels), 0, 0, "ISA",
-     "ref|avx2|avx512|avx512bf16", "kernels (default: best)", "计算内核（默认最优）"},
-    {"threads", 0, CLI_U32, CLI_READS, FIELD(threads), 1, 1024, "N", NULL,
-     "threads (default: one per CPU)", "线程数（默认每个 CPU 一个）"},
-    {"max-memory", 0, CLI_SIZE, CLI_READS, FIELD(max_memory), 0, 0, "SIZE", NULL,
-     "refuse to use more, e.g. 512M, 16G, 1.5GiB", "内存上限，例如 512M、16G、1.5GiB"},
-    {"context", 0, CLI_U32, CLI_COMPUTES, FIELD(context), 1, U32_MAX, "N", NULL,
-     "tokens of prompt and answer together", "提示与回答合计的 token 数"},
-    {"chunk", 0, CLI_U32, CLI_COMPUTES, FIELD(chunk), 1, 16384, "N", NULL,
-     "prompt tokens per step (default 256)", "预填每步的 token 数（默认 256）"},
-    {"json", 0, CLI_FLAG, CLI_READS, FIELD(json), 0, 0, NULL, NULL,
-     "one JSON object on stdout (schema 1)", "标准输出为一个 JSON 对象（schema 1）"},
-    {"quiet", 'q', CLI_FLAG, CLI_READS, FIELD(quiet), 0, 0, NULL, NULL,
-     "nothing on stderr but errors", "标准错误只输出错误"},
-    {"lang", 0, CLI_WORD, CLI_ANY, FIELD(lang), 0, 0, "LANG", "zh|en",
-     "language of messages (default: locale)", "界面语言（默认随系统）"},
-    {"help", 'h', CLI_FLAG, CLI_ANY, FIELD(help), 0, 0, NULL, NULL, "this text", "显示本说明"},
-    {"version", 'V', CLI_FLAG, CLI_ANY, FIELD(version), 0, 0, NULL, NULL, "print the version",
-     "显示版本"},
-};
-const size_t cli_n_options = sizeof cli_option_table / sizeof cli_option_table[0];
-
-static const struct {
-    const char *name;
-    uint32_t command;
-} commands[] = {{"run", CLI_RUN},
-                {"tokenize", CLI_TOKENIZE},
-                {"inspect", CLI_INSPECT},
-                {"verify", CLI_VERIFY},
-                {"help", CLI_HELP}};
-enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
-
-const char *cli_command_name(uint32_t command) {
-    for (size_t i = 0; i < N_COMMANDS; i++) {
-        if (commands[i].command == command) return commands[i].name;
+const cli_command *cli_find_command(const char *name) {
+    for (size_t i = 0; i < cli_n_commands; i++) {
+        if (strcmp(cli_command_table[i].name, name) == 0) return &cli_command_table[i];
     }
     return NULL;
 }
@@ -103,12 +29,14 @@ static void suggest(const char *prefix, const char *nearest, const char *unknown
     }
 }
 
-static int unknown_command(const char *name) {
+int cli_need_command(const char *name, const cli_command **command) {
+    *command = cli_find_command(name);
+    if (*command != NULL) return CLI_OK;
     const char *nearest = NULL;
     uint32_t best = UINT32_MAX;
-    for (size_t i = 0; i < N_COMMANDS; i++) {
-        uint32_t distance = cli_distance(name, commands[i].name);
-        if (distance < best) best = distance, nearest = commands[i].name;
+    for (size_t i = 0; i < cli_n_commands; i++) {
+        uint32_t distance = cli_distance(name, cli_command_table[i].name);
+        if (distance < best) best = distance, nearest = cli_command_table[i].name;
     }
     cli_error(cli_tr("unknown command \"%s\"", "没有命令“%s”"), cli_show(name).text);
     suggest("dsinfer ", nearest, name, "");
@@ -294,11 +222,11 @@ static int parse_option(int argc, char **argv, int *i, cli_options *options) {
 }
 
 static int parse_word(const char *word, cli_options *options) {
+    const cli_command *command = NULL;
     if (options->command == 0) {
-        for (size_t i = 0; i < N_COMMANDS; i++) {
-            if (strcmp(word, commands[i].name) == 0) options->command = commands[i].command;
-        }
-        return options->command == 0 ? unknown_command(word) : CLI_OK;
+        int code = cli_need_command(word, &command);
+        if (code == CLI_OK) options->command = command->bit;
+        return code;
     }
     const char *name = cli_command_name(options->command);
     if (options->argument != NULL) {
@@ -308,7 +236,7 @@ static int parse_word(const char *word, cli_options *options) {
         cli_hint(cli_tr("put the whole text in quotes", "请把整段文本放进引号"));
         return CLI_USAGE;
     }
-    if ((options->command & (CLI_INSPECT | CLI_VERIFY)) != 0) {
+    if (cli_find_command(name)->argument == NULL) {
         cli_error(cli_tr("dsinfer %s: unexpected \"%s\"", "dsinfer %s：多余的“%s”"), name,
                   cli_show(word).text);
         cli_hint(cli_tr("the model's folder goes behind -m", "模型目录请写在 -m 之后"));
