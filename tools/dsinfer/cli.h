@@ -17,7 +17,6 @@ enum {
     CLI_INSPECT = 1 << 2,
     CLI_VERIFY = 1 << 3,
     CLI_HELP = 1 << 10,
-    CLI_RARE = 1 << 30, /* beside the commands of an option: only help --all explains it */
     CLI_ASKS = CLI_RUN, /* commands that let the model answer */
     CLI_COMPUTES = CLI_ASKS | CLI_INSPECT | CLI_VERIFY, /* commands with an engine or its plan */
     CLI_READS = CLI_COMPUTES | CLI_TOKENIZE,            /* commands that read a model */
@@ -59,7 +58,8 @@ typedef struct cli_option {
     const char *name; /* without its dashes */
     char letter;      /* 0: no short form */
     uint32_t kind;    /* CLI_FLAG ... */
-    uint32_t commands;
+    uint32_t commands;    /* that have it */
+    uint32_t rare;        /* commands whose help only names it, unless --all explains it */
     size_t offset;        /* of its field in cli_options */
     double low, high;     /* limits of a number; CLI_SET: low is the value that is stored */
     const char *argument; /* name of the value; DIR and FILE are completed; NULL: takes none */

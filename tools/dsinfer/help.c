@@ -4,7 +4,7 @@
 #include <string.h>
 
 static void print_option(FILE *file, const cli_option *option) {
-    enum { COLUMN = 26 };
+    enum { COLUMN = 28 };
     char left[64];
     char letter[5] = "    ";
     if (option->letter != 0) snprintf(letter, sizeof letter, "-%c, ", option->letter);
@@ -29,7 +29,7 @@ static size_t print_rare(FILE *file, const cli_command *command, uint32_t mask) 
     at = cli_utf8_width(start, at);
     for (size_t i = 0; i < cli_n_options; i++) {
         const cli_option *option = &cli_option_table[i];
-        if ((option->commands & mask) == 0 || (option->commands & CLI_RARE) == 0) continue;
+        if ((option->commands & mask) == 0 || (option->rare & mask) == 0) continue;
         size_t n = strlen(option->name) + 3;
         if (at + n > COLUMNS) fputs("\n ", file), at = 1, n_lines++;
         fprintf(file, " --%s", option->name);
@@ -71,7 +71,7 @@ void cli_print_help(FILE *file, const cli_command *command, bool all) {
     for (size_t i = 0; i < cli_n_options; i++) {
         const cli_option *option = &cli_option_table[i];
         if ((option->commands & mask) == 0) continue;
-        bool hidden = !all && (option->commands & CLI_RARE) != 0;
+        bool hidden = !all && (option->rare & mask) != 0;
         rare = rare || hidden;
         n_lines += !hidden;
         if (!hidden) print_option(file, option);
