@@ -155,12 +155,14 @@ static dsi_status allocate_rows(dsi_engine *e) {
     r->expanded = dsi_sys_calloc(n, sizeof *r->expanded);
     r->head_rows = dsi_sys_calloc(n, sizeof *r->head_rows);
     r->head_seq = dsi_sys_calloc(n, sizeof *r->head_seq);
+    r->taken = dsi_sys_calloc(sessions, sizeof *r->taken);
     r->page_table = dsi_sys_calloc(sessions * e->max_pages, sizeof *r->page_table);
     r->head_logits = dsi_sys_calloc(sessions, e->model->config.vocab_size * sizeof(float));
     r->zero_page = dsi_sys_calloc(1, dsi_kv_page_bytes(e));
     e->free_pages = dsi_sys_calloc(e->n_pages, sizeof *e->free_pages);
     if (!r->tokens || !r->seq || !r->position || !r->slots || !r->expanded || !r->head_rows ||
-        !r->head_seq || !r->page_table || !r->head_logits || !r->zero_page || !e->free_pages)
+        !r->head_seq || !r->taken || !r->page_table || !r->head_logits || !r->zero_page ||
+        !e->free_pages)
         return dsi_fail(&e->handle.error, DSI_E_NOMEM, "no memory for the rows of a step");
     for (uint32_t i = 0; i < e->n_pages; i++) e->free_pages[i] = (int32_t)(e->n_pages - 1 - i);
     e->n_free_pages = e->n_pages;
@@ -238,9 +240,9 @@ dsi_status dsi_plan(const dsi_model *model, const dsi_engine_options *options,
 void dsi_engine_close(dsi_engine *e) {
     if (!e) return;
     dsi_step_rows *r = &e->rows;
-    void *blocks[] = {r->tokens,      r->seq,       r->position,   r->slots,
-                      r->expanded,    r->head_rows, r->head_seq,   r->page_table,
-                      r->head_logits, r->zero_page, r->tap_values, e->free_pages};
+    void *blocks[] = {r->tokens,     r->seq,      r->position,   r->slots,       r->expanded,
+                      r->head_rows,  r->head_seq, r->page_table, r->head_logits, r->zero_page,
+                      r->tap_values, r->taken,    e->free_pages};
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) dsi_sys_free(blocks[i]);
     dsi_unplace_weights(e);
     if (e->backend) {

@@ -265,7 +265,10 @@ dsi_status dsi_forward(dsi_engine *e, dsi_forward_mode mode, uint64_t *workspace
     submit(&w, DSI_OP_EMBED, (const dsi_tensor *[]){&w.t.tokens, &e->placed.embed_tokens}, 2,
            (dsi_tensor *[]){&w.t.hidden}, 1, NULL);
     tap(&w, "embed_tokens", &w.t.hidden);
-    for (uint32_t i = 0; i < w.config->n_layers && w.status == DSI_OK; i++) layer(&w, i);
+    for (uint32_t i = 0; i < w.config->n_layers && w.status == DSI_OK; i++) {
+        if (mode == DSI_FORWARD_RUN && dsi_step_cancelled(e)) return DSI_E_CANCELLED;
+        layer(&w, i);
+    }
     if (workspace && w.workspace > *workspace) *workspace = w.workspace;
     return w.status;
 }

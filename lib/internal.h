@@ -9,6 +9,7 @@
 #include <deepseek/backend.h>
 #include <deepseek/dsinfer.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 
 /* Blocks of a prompt that take the expanded form of attention as a whole (exact mode). */
@@ -104,8 +105,11 @@ typedef struct dsi_step_rows {
     int32_t *page_table; /* [max_sessions][max_pages] */
     int32_t *head_rows;  /* rows whose logits somebody wants */
     uint32_t n_head_rows;
-    uint32_t *head_seq; /* which session of the step wants head row i */
-    float *head_logits; /* [max_sessions][vocab] of one slice of head rows */
+    uint32_t *head_seq;           /* which session of the step wants head row i */
+    float *head_logits;           /* [max_sessions][vocab] of one slice of head rows */
+    dsi_session *const *sessions; /* of the step that runs */
+    uint32_t n_sessions;
+    uint32_t *taken;    /* [max_sessions] rows of each session in the step */
     float *tap_values;  /* host copy of one tensor, when a tap is set */
     uint8_t *zero_page; /* what a released KV page is overwritten with */
 } dsi_step_rows;
@@ -182,9 +186,29 @@ struct dsi_session {
     uint32_t n_sampled, finish;
     int32_t end_token;                /* the end token that was sampled, or -1 */
     struct dsi_candidate *candidates; /* [vocab] when sampling is not greedy */
-    bool owns_engine;                 /* made by dsi_open */
-    bool in_step;                     /* guards against the same session twice in one step */
+    _Atomic uint32_t cancel_flag;     /* dsi_session_cancel; cleared where a status reports it */
+    double deadline;                  /* on the clock of dsi_sys_seconds; 0: none */
+    dsi_status outcome; /* of the last step: DSI_OK, or why this session was passed over */
+    dsi_stream *stream; /* set from dsi_stream_open to its close: others are kept out */
+    bool owns_engine;   /* made by dsi_open */
+    bool in_step;       /* guards against the same session twice in one step */
 };
+/* May a public call work on this session? DSI_E_ARG for NULL, DSI_E_STATE while a stream owns it;
+ * the message is set. */
+dsi_status dsi_session_enter(const dsi_session *session, const char *call);
+/* Why the session cannot be computed now: CANCELLED, TIMEOUT; its handle has the message. */
+dsi_status dsi_session_hindrance(dsi_session *session);
+/* A status reports the hindrance to the caller: a cancel is over then. Returns `status`. */
+dsi_status dsi_session_report(dsi_session *session, dsi_status status);
+
+/* dsi_engine_step and dsi_session_sample without the question whose session it is: for the runner
+ * of the streams. After a step, session->outcome says for each session what became of it. */
+dsi_status dsi_step_sessions(dsi_engine *engine, dsi_session *const *sessions, size_t n_sessions,
+                             size_t *n_rows);
+dsi_status dsi_session_draw(dsi_session *session, int32_t *token);
+/* Every session that has rows in the running step was cancelled. */
+bool dsi_step_cancelled(const dsi_engine *engine);
+
 /* Gives the session the pages that hold rows 0..n_rows-1; all or nothing. Lock held. */
 dsi_status dsi_session_reserve(dsi_session *session, uint32_t n_rows);
 /* Decides the form of attention of what is queued and not decided yet. */

@@ -111,10 +111,60 @@ void dsi_session_seal(dsi_session *s) {
     s->n_sealed = s->n_total;
 }
 
+/* ---- Who may use it, and what stands in its way
+ * ----------------------------------------------------------------------- */
+
+dsi_status dsi_session_enter(const dsi_session *session, const char *call) {
+    dsi_session *s = (dsi_session *)(uintptr_t)session; /* only its message is written */
+    if (!s) return dsi_fail(dsi_thread_error(), DSI_E_ARG, "%s: session is NULL", call);
+    if (s->stream)
+        return dsi_fail(&s->handle.error, DSI_E_STATE,
+                        "%s: a stream computes an answer in this session; close the stream first",
+                        call);
+    return DSI_OK;
+}
+
+void dsi_session_cancel(dsi_session *s) {
+    if (s) atomic_store(&s->cancel_flag, 1);
+}
+
+dsi_status dsi_session_set_deadline(dsi_session *s, double seconds) {
+    dsi_status st = dsi_session_enter(s, "dsi_session_set_deadline");
+    if (st != DSI_OK) return st;
+    if (!(seconds >= 0))
+        return dsi_fail(&s->handle.error, DSI_E_ARG,
+                        "a deadline in %g seconds; give a time above 0, or 0 for none", seconds);
+    s->deadline = seconds > 0 ? dsi_sys_seconds() + seconds : 0;
+    return DSI_OK;
+}
+
+dsi_status dsi_session_hindrance(dsi_session *s) {
+    dsi_error *error = &s->handle.error;
+    if (atomic_load(&s->cancel_flag))
+        return dsi_fail(error, DSI_E_CANCELLED,
+                        "cancelled with %u tokens computed and %u queued; the session can go on",
+                        s->n_tokens, s->n_total - s->n_tokens);
+    if (s->deadline > 0 && dsi_sys_seconds() >= s->deadline)
+        return dsi_fail(error, DSI_E_TIMEOUT,
+                        "the deadline has passed with %u tokens computed and %u queued; "
+                        "dsi_session_set_deadline gives more time, 0 removes the limit",
+                        s->n_tokens, s->n_total - s->n_tokens);
+    return DSI_OK;
+}
+
+dsi_status dsi_session_report(dsi_session *s, dsi_status status) {
+    if (status == DSI_E_CANCELLED) atomic_store(&s->cancel_flag, 0);
+    return status;
+}
+
+/* ---- Tokens
+ * ----------------------------------------------------------------------- */
+
 dsi_status dsi_session_append(dsi_session *s, const int32_t *tokens, size_t n_tokens) {
-    if (!s || (!tokens && n_tokens))
-        return dsi_fail(s ? &s->handle.error : dsi_thread_error(), DSI_E_ARG,
-                        "dsi_session_append: session or tokens is NULL");
+    dsi_status st = dsi_session_enter(s, "dsi_session_append");
+    if (st != DSI_OK) return st;
+    if (!tokens && n_tokens)
+        return dsi_fail(&s->handle.error, DSI_E_ARG, "dsi_session_append: tokens is NULL");
     uint32_t vocab = s->engine->model->config.vocab_size, room;
     room = s->engine->options.max_context - s->n_total;
     if (n_tokens > room)
@@ -141,10 +191,7 @@ static bool is_end_token(const dsi_session *s, int32_t token) {
     return false;
 }
 
-dsi_status dsi_session_sample(dsi_session *s, int32_t *token) {
-    if (!s || !token)
-        return dsi_fail(s ? &s->handle.error : dsi_thread_error(), DSI_E_ARG,
-                        "dsi_session_sample: session or token is NULL");
+dsi_status dsi_session_draw(dsi_session *s, int32_t *token) {
     *token = -1;
     if (s->finish != DSI_FINISH_NONE) return DSI_OK;
     if (s->n_tokens != s->n_total || !s->n_logits)
@@ -171,28 +218,54 @@ dsi_status dsi_session_sample(dsi_session *s, int32_t *token) {
     return DSI_OK;
 }
 
+dsi_status dsi_session_sample(dsi_session *s, int32_t *token) {
+    dsi_status st = dsi_session_enter(s, "dsi_session_sample");
+    if (st != DSI_OK) return st;
+    if (!token) return dsi_fail(&s->handle.error, DSI_E_ARG, "dsi_session_sample: token is NULL");
+    return dsi_session_draw(s, token);
+}
+
 dsi_status dsi_session_next(dsi_session *s, int32_t *token) {
-    if (!s || !token)
-        return dsi_fail(s ? &s->handle.error : dsi_thread_error(), DSI_E_ARG,
-                        "dsi_session_next: session or token is NULL");
+    dsi_status st = dsi_session_enter(s, "dsi_session_next");
+    if (st != DSI_OK) return st;
+    if (!token) return dsi_fail(&s->handle.error, DSI_E_ARG, "dsi_session_next: token is NULL");
     *token = -1;
     if (s->finish != DSI_FINISH_NONE) return DSI_OK;
     while (s->n_tokens < s->n_total) {
-        dsi_status st = dsi_engine_step(s->engine, &s, 1, NULL);
+        st = dsi_step_sessions(s->engine, &s, 1, NULL);
         if (st != DSI_OK) return st;
     }
-    return dsi_session_sample(s, token);
+    st = dsi_session_hindrance(s);
+    return st == DSI_OK ? dsi_session_draw(s, token) : dsi_session_report(s, st);
 }
 
-size_t dsi_session_n_queued(const dsi_session *s) { return s ? s->n_total - s->n_tokens : 0; }
-size_t dsi_session_n_tokens(const dsi_session *s) { return s ? s->n_tokens : 0; }
-uint32_t dsi_session_finish(const dsi_session *s) { return s ? s->finish : DSI_FINISH_NONE; }
+dsi_status dsi_session_tokens(const dsi_session *s, const int32_t **tokens, size_t *n_tokens) {
+    dsi_status st = dsi_session_enter(s, "dsi_session_tokens");
+    if (st != DSI_OK) return st;
+    if (!tokens || !n_tokens)
+        return dsi_fail(&((dsi_session *)(uintptr_t)s)->handle.error, DSI_E_ARG,
+                        "dsi_session_tokens: tokens or n_tokens is NULL");
+    *tokens = s->tokens;
+    *n_tokens = s->n_total;
+    return DSI_OK;
+}
+
+/* While a stream owns the session these numbers move on another thread: 0 then. */
+size_t dsi_session_n_queued(const dsi_session *s) {
+    return s && !s->stream ? s->n_total - s->n_tokens : 0;
+}
+size_t dsi_session_n_tokens(const dsi_session *s) { return s && !s->stream ? s->n_tokens : 0; }
+uint32_t dsi_session_finish(const dsi_session *s) {
+    return s && !s->stream ? s->finish : DSI_FINISH_NONE;
+}
 
 dsi_status dsi_session_logits(const dsi_session *s, const float **logits, size_t *n_rows,
                               size_t *first_position) {
-    if (!s || !logits || !n_rows)
-        return dsi_fail(dsi_thread_error(), DSI_E_ARG,
-                        "dsi_session_logits: session, logits or n_rows is NULL");
+    dsi_status st = dsi_session_enter(s, "dsi_session_logits");
+    if (st != DSI_OK) return st;
+    if (!logits || !n_rows)
+        return dsi_fail(&((dsi_session *)(uintptr_t)s)->handle.error, DSI_E_ARG,
+                        "dsi_session_logits: logits or n_rows is NULL");
     *logits = s->logits;
     *n_rows = s->n_logits;
     if (first_position) *first_position = s->first_logit;

@@ -1,9 +1,21 @@
 /* step.c: dsi_engine_step: one ragged batch of decode rows and prompt chunks of several sessions.
+ *
+ * A session that was cancelled, is late, or finds no free page is passed over: its rows stay
+ * queued, session->outcome and its handle say why, and the others are computed. Only when nothing
+ * at all was computed does the step return that status. So one session never fails its neighbours.
  */
 #include "internal.h"
 #include <string.h>
 
-static dsi_status check_sessions(dsi_engine *e, dsi_session *const *sessions, size_t n) {
+/* What is wrong with session `i` of the call, NULL if nothing. */
+static const char *wrong_session(const dsi_engine *e, const dsi_session *s) {
+    if (!s) return "NULL";
+    if (s->engine != e) return "of another engine";
+    return s->in_step ? "twice in the step" : NULL;
+}
+
+static dsi_status check_sessions(dsi_engine *e, dsi_session *const *sessions, size_t n,
+                                 bool guarded) {
     dsi_status st = DSI_OK;
     size_t seen = 0;
     if (n > e->options.max_sessions)
@@ -12,14 +24,14 @@ static dsi_status check_sessions(dsi_engine *e, dsi_session *const *sessions, si
                         e->options.max_sessions);
     for (; st == DSI_OK && seen < n; seen++) {
         dsi_session *s = sessions[seen];
-        if (!s || s->engine != e || s->in_step) {
-            st = dsi_fail(&e->handle.error, DSI_E_ARG, "session %zu is %s", seen,
-                          !s               ? "NULL"
-                          : s->engine != e ? "of another engine"
-                                           : "twice in the step");
+        const char *wrong = wrong_session(e, s);
+        if (wrong) {
+            st = dsi_fail(&e->handle.error, DSI_E_ARG, "session %zu is %s", seen, wrong);
             break;
         }
         s->in_step = true;
+        if (guarded) st = dsi_session_enter(s, "dsi_engine_step");
+        if (st != DSI_OK) e->handle.error = s->handle.error;
     }
     for (size_t i = 0; i < seen; i++) sessions[i]->in_step = false;
     return st;
@@ -37,10 +49,7 @@ static dsi_status add_rows(dsi_session *s, uint32_t seq, uint32_t n) {
     dsi_engine *e = s->engine;
     dsi_step_rows *r = &e->rows;
     dsi_status st = dsi_session_reserve(s, s->n_tokens + n);
-    if (st != DSI_OK) {
-        e->handle.error = s->handle.error;
-        return st;
-    }
+    if (st != DSI_OK) return st;
     memcpy(r->page_table + (uint64_t)seq * e->max_pages, s->pages, s->n_pages * sizeof *s->pages);
     bool last_chunk = s->n_tokens + n == s->n_total;
     for (uint32_t i = 0; i < n; i++) {
@@ -56,37 +65,42 @@ static dsi_status add_rows(dsi_session *s, uint32_t seq, uint32_t n) {
             r->head_seq[r->n_head_rows++] = seq;
         }
     }
+    r->taken[seq] = n;
     return DSI_OK;
 }
 
 /* Rows of one session never lie apart: each session is asked once, in one of the two passes. */
-static dsi_status collect_rows(dsi_engine *e, dsi_session *const *sessions, size_t n,
-                               uint32_t *taken) {
+static void collect_rows(dsi_engine *e) {
     dsi_step_rows *r = &e->rows;
-    dsi_status st = DSI_OK;
     r->n_rows = r->n_head_rows = 0;
+    for (uint32_t i = 0; i < r->n_sessions; i++) {
+        dsi_session *s = r->sessions[i];
+        r->taken[i] = 0;
+        s->outcome = s->n_total > s->n_tokens ? dsi_session_hindrance(s) : DSI_OK;
+    }
     for (int prompts = 0; prompts < 2; prompts++)
-        for (size_t i = 0; st == DSI_OK && i < n; i++) {
-            dsi_session *s = sessions[i];
+        for (uint32_t i = 0; i < r->n_sessions; i++) {
+            dsi_session *s = r->sessions[i];
             uint32_t queued = s->n_total - s->n_tokens, room = e->options.chunk_tokens - r->n_rows;
-            if (!queued || (queued > 1) != prompts) continue;
+            if (!queued || (queued > 1) != prompts || s->outcome != DSI_OK) continue;
             dsi_session_seal(s);
-            taken[i] = queued < room ? queued : room;
-            if (taken[i]) st = add_rows(s, (uint32_t)i, taken[i]);
+            uint32_t n = queued < room ? queued : room;
+            if (n) s->outcome = add_rows(s, i, n);
         }
-    return st;
 }
 
-static dsi_status compute_heads(dsi_engine *e, dsi_session *const *sessions) {
+static dsi_status compute_heads(dsi_engine *e) {
     dsi_step_rows *r = &e->rows;
     uint64_t vocab = e->model->config.vocab_size;
+    for (uint32_t i = 0; i < r->n_sessions; i++)
+        if (r->taken[i]) r->sessions[i]->n_logits = 0;
     for (uint32_t first = 0; first < r->n_head_rows;) {
         uint32_t n = r->n_head_rows - first;
         if (n > e->options.max_sessions) n = e->options.max_sessions;
         dsi_status st = dsi_forward_head(e, DSI_FORWARD_RUN, first, n, r->head_logits, NULL);
         if (st != DSI_OK) return st;
         for (uint32_t i = 0; i < n; i++) {
-            dsi_session *s = sessions[r->head_seq[first + i]];
+            dsi_session *s = r->sessions[r->head_seq[first + i]];
             memcpy(s->logits + s->n_logits++ * vocab, r->head_logits + i * vocab,
                    vocab * sizeof *s->logits);
         }
@@ -95,23 +109,78 @@ static dsi_status compute_heads(dsi_engine *e, dsi_session *const *sessions) {
     return DSI_OK;
 }
 
-static dsi_status step(dsi_engine *e, dsi_session *const *sessions, size_t n) {
-    uint32_t taken[4096] = {0}; /* max_sessions is at most 4096 */
-    dsi_status st = check_sessions(e, sessions, n);
-    if (st == DSI_OK) st = collect_rows(e, sessions, n, taken);
-    if (st != DSI_OK || !e->rows.n_rows) return st;
-    st = dsi_forward(e, DSI_FORWARD_RUN, NULL);
-    for (size_t i = 0; i < n; i++)
-        if (taken[i]) sessions[i]->n_logits = 0;
-    if (st == DSI_OK) st = compute_heads(e, sessions);
-    if (st == DSI_OK) st = e->backend->stream_sync(e->stream, UINT32_MAX);
-    for (size_t i = 0; st == DSI_OK && i < n; i++) {
-        dsi_session *s = sessions[i];
-        if (!taken[i]) continue;
-        s->n_tokens += taken[i];
-        s->first_logit = s->n_tokens - s->n_logits;
+bool dsi_step_cancelled(const dsi_engine *e) {
+    const dsi_step_rows *r = &e->rows;
+    for (uint32_t i = 0; i < r->n_sessions; i++)
+        if (r->taken[i] && !atomic_load(&r->sessions[i]->cancel_flag)) return false;
+    return r->n_rows > 0;
+}
+
+/* What the caller gets: success if any session was computed, else what hindered the first. */
+static dsi_status conclude(dsi_engine *e, size_t *n_rows) {
+    dsi_step_rows *r = &e->rows;
+    dsi_session *first = NULL;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < r->n_sessions; i++) {
+        if (r->sessions[i]->outcome == DSI_OK)
+            n += r->taken[i];
+        else if (!first)
+            first = r->sessions[i];
     }
+    if (n_rows) *n_rows = n;
+    if (n || !first) return DSI_OK;
+    e->handle.error = first->handle.error;
+    for (uint32_t i = 0; i < r->n_sessions; i++)
+        if (r->sessions[i]->outcome == first->outcome)
+            dsi_session_report(r->sessions[i], first->outcome);
+    return first->outcome;
+}
+
+static dsi_status step(dsi_engine *e, size_t *n_rows) {
+    dsi_step_rows *r = &e->rows;
+    dsi_status st = DSI_OK;
+    collect_rows(e);
+    if (r->n_rows) st = dsi_forward(e, DSI_FORWARD_RUN, NULL);
+    if (r->n_rows && st == DSI_OK) st = compute_heads(e);
+    if (r->n_rows && st == DSI_OK) st = e->backend->stream_sync(e->stream, UINT32_MAX);
+    for (uint32_t i = 0; i < r->n_sessions; i++) {
+        dsi_session *s = r->sessions[i];
+        if (!r->taken[i]) continue;
+        if (st == DSI_E_CANCELLED) {
+            s->outcome = dsi_session_hindrance(s);
+        } else if (st != DSI_OK) {
+            s->outcome = st;
+            s->n_logits = 0;
+            s->handle.error = e->handle.error;
+        } else {
+            s->n_tokens += r->taken[i];
+            s->first_logit = s->n_tokens - s->n_logits;
+        }
+    }
+    return st == DSI_OK || st == DSI_E_CANCELLED ? conclude(e, n_rows) : st;
+}
+
+static dsi_status locked_step(dsi_engine *e, dsi_session *const *sessions, size_t n, bool guarded,
+                              size_t *n_rows) {
+    pthread_mutex_lock(&e->lock);
+    dsi_status st = check_sessions(e, sessions, n, guarded);
+    if (st == DSI_OK) {
+        e->rows.sessions = sessions;
+        e->rows.n_sessions = (uint32_t)n;
+        st = step(e, n_rows);
+    } else {
+        /* the sessions learn why, while no other step can overwrite the message */
+        for (size_t i = 0; i < n; i++)
+            if (sessions[i] && sessions[i]->engine == e)
+                sessions[i]->handle.error = e->handle.error;
+    }
+    pthread_mutex_unlock(&e->lock);
     return st;
+}
+
+dsi_status dsi_step_sessions(dsi_engine *e, dsi_session *const *sessions, size_t n,
+                             size_t *n_rows) {
+    return locked_step(e, sessions, n, false, n_rows);
 }
 
 dsi_status dsi_engine_step(dsi_engine *engine, dsi_session *const *sessions, size_t n_sessions,
@@ -120,13 +189,5 @@ dsi_status dsi_engine_step(dsi_engine *engine, dsi_session *const *sessions, siz
     if (!engine || (!sessions && n_sessions))
         return dsi_fail(dsi_thread_error(), DSI_E_ARG,
                         "dsi_engine_step: engine or sessions is NULL");
-    pthread_mutex_lock(&engine->lock);
-    dsi_status st = step(engine, sessions, n_sessions);
-    if (n_rows && st == DSI_OK) *n_rows = engine->rows.n_rows;
-    /* every session of the step learns why, while no other step can overwrite the message */
-    for (size_t i = 0; st != DSI_OK && i < n_sessions; i++)
-        if (sessions[i] && sessions[i]->engine == engine)
-            sessions[i]->handle.error = engine->handle.error;
-    pthread_mutex_unlock(&engine->lock);
-    return st;
+    return locked_step(engine, sessions, n_sessions, true, n_rows);
 }
