@@ -164,4 +164,28 @@ typedef struct dsi_kernels {
 /* Fills the table with the best kernel of every stem among the ISAs in `mask` (REF is implied). */
 void dsi_kernels_select(uint32_t mask, dsi_kernels *kernels);
 
+/* One line of kernels.inc, for code that goes through all of them. */
+enum {
+    DSI_KERNEL_matmul,
+    DSI_KERNEL_matmul_t,
+    DSI_KERNEL_attend,
+    DSI_KERNEL_rms_norm,
+    DSI_KERNEL_swiglu,
+    DSI_KERNEL_cast,
+    DSI_KERNEL_rope,
+    DSI_KERNEL_route
+};
+typedef void (*dsi_any_fn)(void);
+typedef struct dsi_kernel_line {
+    uint32_t type; /* DSI_KERNEL_*: what fn and ref must be cast to */
+    uint32_t isa;  /* DSI_ISA_* */
+    const char *stem, *symbol;
+    dsi_any_fn fn, ref;
+    double tolerance; /* c of kernels.inc */
+} dsi_kernel_line;
+/* All lines in the order of the list: of a stem the best first, its reference last. */
+const dsi_kernel_line *dsi_kernel_lines(uint32_t *n_lines);
+/* Puts fn, a kernel of line's type, in the place of line's stem. */
+void dsi_kernels_use(dsi_kernels *kernels, const dsi_kernel_line *line, dsi_any_fn fn);
+
 #endif

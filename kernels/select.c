@@ -52,3 +52,30 @@ void dsi_kernels_select(uint32_t mask, dsi_kernels *kernels) {
 #include "kernels.inc"
 #undef K
 }
+
+const dsi_kernel_line *dsi_kernel_lines(uint32_t *n_lines) {
+#define K(type, stem, isa, symbol, c)                                                              \
+    {DSI_KERNEL_##type,                                                                            \
+     DSI_ISA_##isa,                                                                                \
+     #stem,                                                                                        \
+     #symbol,                                                                                      \
+     (dsi_any_fn)symbol,                                                                           \
+     (dsi_any_fn)dsi_##stem##__ref,                                                                \
+     c},
+    static const dsi_kernel_line lines[] = {
+#include "kernels.inc"
+    };
+#undef K
+    *n_lines = sizeof lines / sizeof lines[0];
+    return lines;
+}
+
+void dsi_kernels_use(dsi_kernels *kernels, const dsi_kernel_line *line, dsi_any_fn fn) {
+#define STEM(type, name)                                                                           \
+    if (strcmp(line->stem, #name) == 0) {                                                          \
+        kernels->name = (dsi_##type##_fn)fn;                                                       \
+        kernels->name_##name = line->symbol;                                                       \
+    }
+    DSI_KERNEL_STEMS(STEM)
+#undef STEM
+}

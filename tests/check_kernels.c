@@ -8,6 +8,7 @@
  * that do not start with { come from cmocka. --bench adds times at DeepSeek-V3 shapes.
  * The deliberately broken kernels of check_kernels_mutants.c always run; each must be caught.
  * Exit code: 0 all right, 1 a check failed, 2 usage. */
+#include "../lib/backend/cpu_selftest.h"
 #include "check.h"
 #include <fcntl.h>
 #include <fnmatch.h>
@@ -264,6 +265,46 @@ static void test_mutant_disarmed(void **state) {
     assert_int_equal(failures, 0);
 }
 
+/* The self-test at load has fewer cases: it must catch all but what only this harness can see. */
+_Static_assert((int)CHECK_route == (int)DSI_KERNEL_route, "two lists of the same types");
+static void selftest_mutant(check_run *run) {
+    const check_kernel *k = run->kernel;
+    const dsi_kernel_line line = {.type = (uint32_t)k->type,
+                                  .isa = DSI_ISA_AVX2,
+                                  .stem = k->stem,
+                                  .symbol = k->symbol,
+                                  .fn = k->fn,
+                                  .ref = k->ref,
+                                  .tolerance = k->c};
+    char why[160];
+    if (!dsi_cpu_selftest_kernel(&line, k->fn, why, sizeof why)) check_fail(run, "%s", why);
+}
+
+static void test_selftest_catches(void **state) {
+    (void)state;
+    int caught = 0, n = check_mutant_count();
+    for (int i = 0; i < n; i++) {
+        check_mutant mutant = check_mutant_arm(i, true);
+        check_run *run = new_run(&mutant.kernel);
+        run_in_child(run, selftest_mutant, true);
+        long failures = run->failures;
+        if (failures > 0) caught++;
+        /* A read behind a row needs a guard page to show. */
+        bool must = strcmp(mutant.kernel.symbol, "PAST_END") != 0;
+        if (failures == 0 && must) printf("not caught: a kernel that %s\n", mutant.name);
+        munmap(run, sizeof *run);
+        assert_true(failures > 0 || !must);
+        mutant = check_mutant_arm(i, false);
+        run = new_run(&mutant.kernel);
+        run_in_child(run, selftest_mutant, false);
+        if (run->failures > 0) printf("disarmed mutant: %s\n", run->why);
+        failures = run->failures;
+        munmap(run, sizeof *run);
+        assert_int_equal(failures, 0);
+    }
+    if (!options.json) printf("the self-test at load catches %d of %d mutants\n", caught, n);
+}
+
 /* Every stem has a reference, and a mask chooses the kernels it allows and no others. */
 static void test_selection(void **state) {
     (void)state;
@@ -329,6 +370,8 @@ int main(int argc, char **argv) {
     int code = parse_options(argc, argv);
     if (code != 0) return code;
     tests[n++] = (struct CMUnitTest){.name = "test_selection", .test_func = test_selection};
+    tests[n++] =
+        (struct CMUnitTest){.name = "test_selftest_catches", .test_func = test_selftest_catches};
     for (int i = 0; i < KERNELS && n < MAX_TESTS; i++)
         if (is_chosen(kernels[i].stem, kernels[i].isa_name))
             tests[n++] = (struct CMUnitTest){.name = kernels[i].symbol,

@@ -3,6 +3,7 @@
 #include "cpu.h"
 #include "../base/sys.h"
 #include "backends.h"
+#include "cpu_selftest.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,6 +113,21 @@ static void cpu_device_close(dsi_dev *dev) {
     dsi_sys_free(dev);
 }
 
+/* The tested kernels of the set `want`; the name of the set and a note for people. */
+static dsi_status choose_kernels(dsi_dev *dev, const char *want, char set[16], char *note,
+                                 size_t n_bytes) {
+    dsi_cpu_selftest tested;
+    uint32_t mask = choose_isa(want, set, &open_error);
+    if (!mask) return open_error.status;
+    dsi_status st = dsi_cpu_selftest_run(mask, &tested, &open_error);
+    if (st != DSI_OK) return st;
+    dev->kernels = tested.kernels;
+    dsi_cpu_selftest_identity(&tested, set, dev->kernels_name, sizeof dev->kernels_name);
+    dsi_cpu_selftest_describe(&tested, note, n_bytes);
+    dsi_cpu_selftest_log(&tested, &dev->log);
+    return DSI_OK;
+}
+
 static dsi_status cpu_device_open(uint32_t index, const char *options, const dsi_host *host,
                                   dsi_dev **out) {
     char kernels[16], threads[16];
@@ -120,22 +136,19 @@ static dsi_status cpu_device_open(uint32_t index, const char *options, const dsi
     if (index != 0) return dsi_fail(&open_error, DSI_E_ARG, "cpu has one device, index 0");
     dsi_dev *dev = dsi_sys_calloc(1, sizeof *dev);
     if (!dev) return dsi_fail(&open_error, DSI_E_NOMEM, "no memory for the cpu device");
-    uint32_t mask = choose_isa(kernels, dev->kernels_name, &open_error);
-    if (!mask) {
-        dsi_sys_free(dev);
-        return open_error.status;
-    }
-    dsi_kernels_select(mask, &dev->kernels);
     if (host && host->log) dev->log = (dsi_log){host_log, (void *)(uintptr_t)host};
+    char set[16], note[128];
+    dsi_status st = choose_kernels(dev, kernels, set, note, sizeof note);
     uint32_t n = (uint32_t)strtoul(threads, NULL, 10);
-    dsi_status st = dsi_pool_new(n ? n : dsi_sys_cpu_count(), &dev->log, &dev->pool, &open_error);
+    if (st == DSI_OK)
+        st = dsi_pool_new(n ? n : dsi_sys_cpu_count(), &dev->log, &dev->pool, &open_error);
     if (st != DSI_OK) {
         dsi_sys_free(dev);
         return st;
     }
     dev->n_threads = dsi_pool_size(dev->pool);
-    snprintf(dev->describe, sizeof dev->describe, "cpu, %u thread%s, %s kernels", dev->n_threads,
-             dev->n_threads == 1 ? "" : "s", dev->kernels_name);
+    snprintf(dev->describe, sizeof dev->describe, "cpu, %u thread%s, %s kernels%s", dev->n_threads,
+             dev->n_threads == 1 ? "" : "s", set, note);
     *out = dev;
     return DSI_OK;
 }

@@ -13,7 +13,7 @@ struct dsi_dev {
     uint32_t n_threads;
     dsi_log log;
     dsi_error error;
-    char kernels_name[16];
+    char kernels_name[32]; /* of the set, and a mark if the self-test replaced a kernel */
     char describe[256];
 };
 struct dsi_buf {
