@@ -192,6 +192,12 @@ struct dsi_session {
     dsi_stream *stream; /* set from dsi_stream_open to its close: others are kept out */
     bool owns_engine;   /* made by dsi_open */
     bool in_step;       /* guards against the same session twice in one step */
+    dsi_stop_set *stop; /* NULL: no stop strings */
+    int32_t think_open, think_close; /* the tokens around reasoning, or -1 */
+    dsi_answer_text answer_text;     /* of the tokens sampled since the last append */
+    bool answer_started;
+    void (*on_event)(void *user, const dsi_event *event); /* the answer that runs, or NULL */
+    void *event_user;
 };
 /* May a public call work on this session? DSI_E_ARG for NULL, DSI_E_STATE while a stream owns it;
  * the message is set. */
@@ -213,6 +219,42 @@ bool dsi_step_cancelled(const dsi_engine *engine);
 dsi_status dsi_session_reserve(dsi_session *session, uint32_t n_rows);
 /* Decides the form of attention of what is queued and not decided yet. */
 void dsi_session_seal(dsi_session *session);
+
+/* ---- Answer (answer.c): sampled tokens to events
+ * ------------------------------------------------------------------------- */
+
+/* Checks and copies the stop strings of session->options; the rest of the fields for what follows.
+ */
+dsi_status dsi_answer_open(dsi_session *session);
+/* What dsi_session_sample tells of every sampled token, before it is queued, and of the end of the
+ * answer. True if a stop string appeared. Events go to session->on_event; without a listener and
+ * without stop strings nothing is done. */
+bool dsi_answer_token(dsi_session *session, int32_t token);
+bool dsi_answer_finish(dsi_session *session);
+/* After an append or a cut: the tokens from n_begin on were sampled, what comes next goes on behind
+ * them. */
+void dsi_answer_rebuild(dsi_session *session, uint32_t n_begin);
+
+/* One answer that is being computed: for dsi_generate_chat on the caller's thread, for streams on
+ * the engine's. Events are PROGRESS, TOKEN (if asked for), TEXT, and DONE as the last one. */
+typedef struct dsi_answer {
+    dsi_session *session;
+    dsi_generate_result result;
+    double start, first; /* dsi_sys_seconds() of the call and of the first token; 0: not yet */
+    uint32_t n_reported; /* prompt tokens of the last PROGRESS */
+    bool caller_stopped;
+} dsi_answer;
+/* Renders the messages, keeps what the session already holds of them, queues the rest. On an error
+ * nothing but the session's message has changed. */
+dsi_status dsi_answer_begin(dsi_answer *answer, dsi_session *session, const dsi_message *messages,
+                            size_t n_messages, uint32_t think);
+/* Listens to the session; NULL: no longer. */
+void dsi_answer_listen(dsi_answer *answer, void (*on_event)(void *user, const dsi_event *event),
+                       void *user);
+/* After a step: reports the prompt, or samples a token. *done: the answer is complete. */
+dsi_status dsi_answer_advance(dsi_answer *answer, bool *done);
+/* The last events; status: why the answer ended. Nobody listens afterwards. */
+void dsi_answer_end(dsi_answer *answer, dsi_status status);
 
 typedef struct dsi_candidate {
     float logit;

@@ -50,6 +50,7 @@ dsi_status dsi_session_open(dsi_engine *engine, const dsi_session_options *optio
     dsi_status st = dsi_copy_options(&s->options, sizeof s->options, options, "dsi_session_options",
                                      &s->handle.error);
     if (st == DSI_OK) st = check_options(s);
+    if (st == DSI_OK) st = dsi_answer_open(s);
     if (st == DSI_OK) st = allocate(s);
     if (st != DSI_OK) {
         *dsi_thread_error() = s->handle.error;
@@ -84,6 +85,7 @@ void dsi_session_close(dsi_session *s) {
     dsi_sys_free(s->pages);
     dsi_sys_free(s->logits);
     dsi_sys_free(s->candidates);
+    dsi_stop_free(s->stop);
     dsi_sys_free(s);
 }
 
@@ -181,6 +183,7 @@ dsi_status dsi_session_append(dsi_session *s, const int32_t *tokens, size_t n_to
                             vocab - 1);
     if (n_tokens) memcpy(s->tokens + s->n_total, tokens, n_tokens * sizeof *tokens);
     s->n_total += (uint32_t)n_tokens;
+    if (n_tokens) dsi_answer_rebuild(s, s->n_total);
     return DSI_OK;
 }
 
@@ -206,15 +209,19 @@ dsi_status dsi_session_draw(dsi_session *s, int32_t *token) {
                                &s->handle.error);
     if (st != DSI_OK) return st;
     if (!s->options.ignore_end && is_end_token(s, picked)) {
-        s->finish = DSI_FINISH_STOP;
         s->end_token = picked;
+        s->finish = dsi_answer_finish(s) ? DSI_FINISH_STOP_TEXT : DSI_FINISH_STOP;
         return DSI_OK;
     }
     s->n_sampled++;
     *token = picked;
+    bool stopped = dsi_answer_token(s, picked);
     if (s->n_total < s->engine->options.max_context) s->tokens[s->n_total++] = picked;
-    if (s->n_sampled == s->options.max_tokens || s->n_total == s->engine->options.max_context)
+    if (s->n_sampled == s->options.max_tokens || s->n_total == s->engine->options.max_context) {
         s->finish = DSI_FINISH_LENGTH;
+        stopped |= dsi_answer_finish(s);
+    }
+    if (stopped) s->finish = DSI_FINISH_STOP_TEXT;
     return DSI_OK;
 }
 

@@ -43,6 +43,61 @@ void dsi_detokenizer_push(dsi_detokenizer *state, const char *bytes, size_t n_by
 /* End of the stream: what is still held becomes one U+FFFD. */
 void dsi_detokenizer_finish(dsi_detokenizer *state, dsi_text_sink sink, void *user);
 
+/* ---- Stop strings (stop.c) ------------------------------------------------------------------
+ * Found in a stream of text however it is cut into pieces. Time is linear in the text; no copy of
+ * it is made. Of several matches the one that is complete first wins, of those complete with the
+ * same byte the longest, of equal strings the lowest index: so a match never depends on what
+ * follows. */
+enum { DSI_STOP_MAX_STRINGS = 16, DSI_STOP_MAX_BYTES = 256 };
+typedef struct dsi_stop_set dsi_stop_set; /* immutable, no pointers inside */
+typedef struct dsi_stop_state {
+    uint16_t n_matched[DSI_STOP_MAX_STRINGS]; /* bytes of each string at the end of the text */
+} dsi_stop_state;
+/* Checks and copies n zero-terminated strings; *set is NULL if n is 0. Errors: ARG (too many, NULL,
+ * empty, too long, not UTF-8), NOMEM. */
+dsi_status dsi_stop_new(const char *const *strings, uint32_t n, dsi_stop_set **set,
+                        dsi_error *error);
+dsi_stop_set *dsi_stop_copy(const dsi_stop_set *set); /* NULL: no memory */
+void dsi_stop_free(dsi_stop_set *set);
+/* Start from a zeroed state. The sink gets what can no longer belong to a match; what still can is
+ * held back. Returns the index of the string found, or -1; text from its first byte on is never
+ * handed out. If the pieces pushed are whole characters, so are those handed out. */
+int32_t dsi_stop_push(const dsi_stop_set *set, dsi_stop_state *state, const char *text,
+                      size_t n_bytes, dsi_text_sink sink, void *user);
+/* End of the text: hands out what is held back. */
+void dsi_stop_finish(const dsi_stop_set *set, dsi_stop_state *state, dsi_text_sink sink,
+                     void *user);
+
+/* ---- The text of an answer (answer_text.c): bytes of sampled tokens in, text by part out -------
+ */
+/* part: DSI_PART_* of dsinfer.h. Whole characters only. */
+typedef void (*dsi_part_sink)(void *user, uint32_t part, const char *text, size_t n_bytes);
+enum {
+    DSI_ANSWER_MAX_LINE_ENDS = 64, /* held back at the end of reasoning; what is more is text */
+    /* the most text that n bytes of a token can set free: 3 n and this much */
+    DSI_ANSWER_MAX_HELD = DSI_STOP_MAX_BYTES + DSI_ANSWER_MAX_LINE_ENDS + 2 * 3
+};
+typedef struct dsi_answer_text {
+    dsi_part_sink sink; /* NULL: nobody listens */
+    void *user;
+    const dsi_stop_set *stop; /* looked for in the answer part; NULL: none */
+    uint32_t part;
+    int32_t stop_index;   /* the stop string that was found, or -1; no text follows it */
+    bool any_text;        /* in this part */
+    bool reasoned;        /* reasoning has ended */
+    uint32_t n_line_ends; /* held back */
+    dsi_detokenizer detokenizer;
+    dsi_stop_state stop_state;
+} dsi_answer_text;
+/* A new answer; the sink stays. reasoning: the prompt has opened it already. */
+void dsi_answer_text_start(dsi_answer_text *answer, const dsi_stop_set *stop, bool reasoning);
+/* The mark before (opens) or behind reasoning was sampled. False: it is plain text in this place.
+ */
+bool dsi_answer_text_think(dsi_answer_text *answer, bool opens);
+void dsi_answer_text_push(dsi_answer_text *answer, const char *bytes, size_t n_bytes);
+/* The end: hands out all that is held back but line ends behind reasoning. */
+void dsi_answer_text_finish(dsi_answer_text *answer);
+
 /* ---- Pre-tokenizer (pretok.c): the DeepSeek pattern, hand-written, linear, no recursion --------
  * Returns the end of the piece that starts at `begin` (begin < n_bytes, valid UTF-8). The three
  * patterns of the checkpoint apply in order; the result is the final piece. */
