@@ -79,6 +79,8 @@ soname := libdsinfer.so.0
 programs := $(if $(dsinfer_src),$(BUILD)/dsinfer) $(patsubst tools/%.c,$(BUILD)/%,$(tool_src))
 examples := $(patsubst %.c,$(BUILD)/%,$(example_src))
 tests := $(patsubst %.c,$(BUILD)/%,$(test_src)) $(if $(check_src),$(BUILD)/check_kernels)
+# Man pages and completion, written by the command itself (tools/dsinfer/pages.sh).
+pages := $(if $(dsinfer_src),$(BUILD)/man/made)
 # A shared library that leaves symbols open for the sanitizers could not be linked with -z defs.
 libraries := $(static_lib) $(if $(SANITIZE),,$(shared_lib))
 
@@ -86,7 +88,7 @@ libraries := $(static_lib) $(if $(SANITIZE),,$(shared_lib))
 .PHONY: all run test check-asan check-clang check-kernels check-long format clean help \
         run-now test-now asan-now long-now tests compiler
 
-all: $(libraries) $(programs) $(examples) ## the library, the programs and the examples | 库、程序和示例
+all: $(libraries) $(programs) $(examples) $(pages) ## library, programs, examples, pages | 库、程序、示例
 
 # Warnings of a compiler newer than ours must not stop a first visitor, so WERROR is off here.
 run: ## answer hotline tickets with the built-in model | 用自带模型演示热线分派
@@ -161,6 +163,10 @@ link = $(CC) $(ldflags) -o $@ $(1) $(static_lib) $(libs)
 $(BUILD)/dsinfer: $(dsinfer_obj) $(static_lib)
 	$(step) LD $@
 	$(Q)$(call link,$(dsinfer_obj)) -ldl
+
+$(pages): $(BUILD)/dsinfer tools/dsinfer/pages.sh
+	$(step) PAGES "$(BUILD)/man $(BUILD)/completion"
+	$(Q)sh tools/dsinfer/pages.sh $(BUILD)
 
 $(filter-out $(BUILD)/dsinfer,$(programs)): $(BUILD)/%: $(BUILD)/obj/tools/%.o $(static_lib)
 	$(step) LD $@

@@ -16,11 +16,13 @@ enum {
     CLI_TOKENIZE = 1 << 1,
     CLI_INSPECT = 1 << 2,
     CLI_VERIFY = 1 << 3,
-    CLI_HELP = 1 << 10,
-    CLI_ASKS = CLI_RUN, /* commands that let the model answer */
+    CLI_COMPLETION = 1 << 10,
+    CLI_MAN = 1 << 11,
+    CLI_HELP = 1 << 12,
+    CLI_ASKS = CLI_RUN,                                 /* commands that let the model answer */
     CLI_COMPUTES = CLI_ASKS | CLI_INSPECT | CLI_VERIFY, /* commands with an engine or its plan */
     CLI_READS = CLI_COMPUTES | CLI_TOKENIZE,            /* commands that read a model */
-    CLI_ANY = CLI_READS | CLI_HELP
+    CLI_ANY = CLI_READS | CLI_COMPLETION | CLI_MAN | CLI_HELP
 };
 typedef struct cli_options {
     uint32_t command; /* CLI_RUN ..., 0: none given */
@@ -32,7 +34,7 @@ typedef struct cli_options {
     uint32_t think; /* DSI_THINK_* */
     double temperature, top_p, min_p;
     double max_mean_kl, min_top1; /* below 0: not given */
-    bool quiet, json, special, jsonl, tensors, help, version, all;
+    bool quiet, json, special, jsonl, tensors, help, version, all, list;
 } cli_options;
 
 typedef struct cli_command {
@@ -55,9 +57,9 @@ const char *cli_command_name(uint32_t bit);
 
 enum { CLI_FLAG, CLI_U32, CLI_U64, CLI_F64, CLI_SIZE, CLI_TEXT, CLI_WORD, CLI_INDEX, CLI_SET };
 typedef struct cli_option {
-    const char *name; /* without its dashes */
-    char letter;      /* 0: no short form */
-    uint32_t kind;    /* CLI_FLAG ... */
+    const char *name;     /* without its dashes */
+    char letter;          /* 0: no short form */
+    uint32_t kind;        /* CLI_FLAG ... */
     uint32_t commands;    /* that have it */
     uint32_t rare;        /* commands whose help only names it, unless --all explains it */
     size_t offset;        /* of its field in cli_options */
@@ -176,6 +178,8 @@ int cli_run(const cli_options *options);
 int cli_tokenize(const cli_options *options);
 int cli_inspect(const cli_options *options);
 int cli_verify(const cli_options *options);
+int cli_completion(const cli_options *options);
+int cli_man(const cli_options *options);
 int cli_help(const cli_options *options);
 
 #endif

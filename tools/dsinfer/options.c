@@ -114,11 +114,25 @@ static int word_place(const char *words, const char *value) {
     }
 }
 
+/* The nearest of "a|b|c", if one is near. */
+static void suggest_word(const char *words, const char *unknown) {
+    char word[32], nearest[32] = "";
+    uint32_t best = UINT32_MAX;
+    for (; *words != 0; words += strcspn(words, "|"), words += *words == '|') {
+        snprintf(word, sizeof word, "%.*s", (int)strcspn(words, "|"), words);
+        uint32_t distance = cli_distance(unknown, word);
+        if (distance < best) best = distance, memcpy(nearest, word, sizeof nearest);
+    }
+    if (best <= 1 + strlen(unknown) / 2)
+        cli_hint(cli_tr("did you mean %s?", "是不是想用 %s？"), nearest);
+}
+
 static int store_word(const cli_option *option, const char *value, char *field) {
     int place = word_place(option->words, value);
     if (place < 0) {
         cli_error(cli_tr("--%s: \"%s\" is none of %s", "--%s：“%s”不在 %s 之中"), option->name,
                   cli_show(value).text, option->words);
+        suggest_word(option->words, value);
         return CLI_USAGE;
     }
     if (option->kind == CLI_WORD) *(const char **)(void *)field = value;
@@ -228,7 +242,8 @@ static int parse_word(const char *word, cli_options *options) {
         if (code == CLI_OK) options->command = command->bit;
         return code;
     }
-    const char *name = cli_command_name(options->command);
+    command = cli_find_command(cli_command_name(options->command));
+    const char *name = command->name;
     if (options->argument != NULL) {
         cli_error(cli_tr("dsinfer %s takes one text, and \"%s\" is the second",
                          "dsinfer %s 只接受一段文本，“%s”是第二段"),
@@ -236,10 +251,16 @@ static int parse_word(const char *word, cli_options *options) {
         cli_hint(cli_tr("put the whole text in quotes", "请把整段文本放进引号"));
         return CLI_USAGE;
     }
-    if (cli_find_command(name)->argument == NULL) {
+    if (command->argument == NULL) {
         cli_error(cli_tr("dsinfer %s: unexpected \"%s\"", "dsinfer %s：多余的“%s”"), name,
                   cli_show(word).text);
         cli_hint(cli_tr("the model's folder goes behind -m", "模型目录请写在 -m 之后"));
+        return CLI_USAGE;
+    }
+    if (command->words != NULL && word_place(command->words, word) < 0) {
+        cli_error(cli_tr("dsinfer %s: \"%s\" is none of %s", "dsinfer %s：“%s”不在 %s 之中"), name,
+                  cli_show(word).text, command->words);
+        suggest_word(command->words, word);
         return CLI_USAGE;
     }
     options->argument = word;
