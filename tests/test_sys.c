@@ -38,7 +38,7 @@ static void test_memory(void **state) {
     assert_non_null(nothing);
     dsi_sys_free(nothing);
     dsi_sys_free(NULL);
-    dsi_sys_free_aligned(NULL, 100);
+    dsi_sys_free(NULL);
     uint64_t *block = dsi_sys_calloc(4, sizeof *block);
     assert_non_null(block);
     block[3] = 9;
@@ -58,7 +58,7 @@ static void test_memory(void **state) {
             if (aligned[k] != 0) fail_msg("byte %llu is not zero", (unsigned long long)k);
         }
         if (sizes[i] > 0) memset(aligned, 0xAA, sizes[i]);
-        dsi_sys_free_aligned(aligned, sizes[i]);
+        dsi_sys_free(aligned);
     }
     char *copy = dsi_sys_strdup("a\0bc", 3);
     assert_non_null(copy);

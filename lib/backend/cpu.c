@@ -186,7 +186,7 @@ static dsi_status cpu_buf_alloc(dsi_dev *dev, uint32_t kind, uint64_t n_bytes, d
         return dsi_fail(&dev->error, DSI_E_NOMEM, "cpu: no memory for a buffer of %llu bytes",
                         (unsigned long long)n_bytes);
     dsi_status st = new_buf(dev, data, n_bytes, false, out);
-    if (st != DSI_OK) dsi_sys_free_aligned(data, n_bytes);
+    if (st != DSI_OK) dsi_sys_free(data);
     return st;
 }
 static dsi_status cpu_buf_import(dsi_dev *dev, const void *host, uint64_t n_bytes, dsi_buf **out) {
@@ -194,7 +194,7 @@ static dsi_status cpu_buf_import(dsi_dev *dev, const void *host, uint64_t n_byte
 }
 static void cpu_buf_free(dsi_buf *buf) {
     if (!buf) return;
-    if (!buf->imported) dsi_sys_free_aligned(buf->data, buf->n_bytes);
+    if (!buf->imported) dsi_sys_free(buf->data);
     dsi_sys_free(buf);
 }
 static bool inside(const dsi_buf *buf, uint64_t offset, uint64_t n) {

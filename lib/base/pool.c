@@ -152,7 +152,7 @@ dsi_status dsi_pool_new(uint32_t n_threads, const dsi_log *log, dsi_pool **pool,
 
 no_memory:
     dsi_sys_free(workers);
-    dsi_sys_free_aligned(made, sizeof *made);
+    dsi_sys_free(made);
     return dsi_fail(error, DSI_E_NOMEM, "no memory for a pool of %u threads; ask for fewer threads",
                     n_threads);
 }
@@ -167,7 +167,7 @@ void dsi_pool_free(dsi_pool *pool) {
     pthread_cond_destroy(&pool->moved);
     pthread_mutex_destroy(&pool->mutex);
     dsi_sys_free(pool->workers);
-    dsi_sys_free_aligned(pool, sizeof *pool);
+    dsi_sys_free(pool);
 }
 
 uint32_t dsi_pool_size(const dsi_pool *pool) { return pool->n_threads; }

@@ -6,7 +6,26 @@
 #include "base.h"
 #include <pthread.h>
 
-/* ---- Memory (sys_memory.c) ---- */
+/* ---- Memory (sys_memory.c): all of it counted by class, and taken from the caller's allocator if
+ * he has set one ---- */
+
+typedef enum dsi_memory_class {
+    DSI_MEMORY_OTHER,
+    DSI_MEMORY_WEIGHTS,
+    DSI_MEMORY_KV,
+    DSI_MEMORY_SCRATCH,
+    DSI_MEMORY_SESSIONS,
+    DSI_MEMORY_TEXT,
+    DSI_N_MEMORY_CLASSES
+} dsi_memory_class;
+
+/* DSI_MEMORY_SCOPE(TEXT); until the end of the block around it, what this thread allocates counts
+ * as TEXT. Scopes of called functions take precedence; a block that grows keeps its class. */
+#define DSI_MEMORY_SCOPE(name)                                                                     \
+    __attribute__((cleanup(dsi_memory_leave))) const dsi_memory_class dsi_memory_before_##name =   \
+        dsi_memory_enter(DSI_MEMORY_##name)
+dsi_memory_class dsi_memory_enter(dsi_memory_class owner);
+void dsi_memory_leave(const dsi_memory_class *before);
 
 /* Zeroed memory for count * size bytes (checked); NULL if that overflows or memory is short. */
 void *dsi_sys_calloc(uint64_t count, uint64_t size);
@@ -14,13 +33,24 @@ void *dsi_sys_calloc(uint64_t count, uint64_t size);
 void *dsi_sys_realloc(void *block, uint64_t count, uint64_t size);
 /* 64-byte aligned, zeroed, from mmap when large (pages arrive zeroed and lazily). */
 void *dsi_sys_alloc_aligned(uint64_t n_bytes);
-void dsi_sys_free_aligned(void *block, uint64_t n_bytes);
-void dsi_sys_free(void *block);
+void dsi_sys_free(void *block); /* a block of any of these; NULL is allowed */
 char *dsi_sys_strdup(const char *text, size_t n_bytes);
+
+/* What is in use now, with the few bytes of bookkeeping in front of each block; mapped files apart.
+ */
+typedef struct dsi_memory_counts {
+    uint64_t n_bytes[DSI_N_MEMORY_CLASSES];
+    uint64_t n_bytes_total, n_bytes_peak, n_bytes_mapped, n_blocks;
+} dsi_memory_counts;
+void dsi_memory_counts_now(dsi_memory_counts *counts);
+/* NULL: libc. False, and nothing changed, while a block is alive. */
+struct dsi_allocator;
+bool dsi_memory_set_allocator(const struct dsi_allocator *allocator);
+
 /* A file mapped read-only, or zeroed pages of memory if fd is -1; NULL with errno set. For the
  * other sys_*.c files. */
 void *dsi_sys_mmap(int fd, uint64_t n_bytes);
-void dsi_sys_munmap(void *block, uint64_t n_bytes);
+void dsi_sys_munmap_file(const void *data, uint64_t n_bytes);
 
 /* ---- Files (sys_file.c) ---- */
 

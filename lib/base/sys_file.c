@@ -1,12 +1,11 @@
 /* sys_file.c: files: read whole, mapped, written so that they appear whole; descriptors to poll.
  * Each fallible call appears exactly once in lib/base/sys_*.c, in a wrapper of its own. */
+#include "fault.h"
 #include "sys.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -18,7 +17,8 @@
 static int sys_open(const char *path, int flags) {
     int fd;
     do {
-        fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0600);
+        fd =
+            dsi_sys_gate(DSI_CALL_OPEN, NULL) ? open(path, flags | O_CLOEXEC | O_NOCTTY, 0600) : -1;
     } while (fd < 0 && errno == EINTR);
     return fd;
 }
@@ -35,15 +35,32 @@ void dsi_sys_close(int fd) {
     errno = saved;
 }
 
-static int sys_stat(const char *path, struct stat *info) { return stat(path, info); }
+/* Where its result counts: the last chance of a file system to say that data is lost. */
+static int close_written(int fd) {
+    bool fails = !dsi_sys_gate(DSI_CALL_CLOSE, NULL);
+    int code = errno;
+    int closed = sys_close(fd);
+    if (!fails) return closed;
+    errno = code;
+    return -1;
+}
 
-static int sys_fstat(int fd, struct stat *info) { return fstat(fd, info); }
+static int sys_stat(const char *path, struct stat *info) {
+    return dsi_sys_gate(DSI_CALL_STAT, NULL) ? stat(path, info) : -1;
+}
+
+static int sys_fstat(int fd, struct stat *info) {
+    return dsi_sys_gate(DSI_CALL_FSTAT, NULL) ? fstat(fd, info) : -1;
+}
 
 /* Reads until n_bytes are there or the file ends; bytes read or -1. */
 static int64_t sys_pread(int fd, char *buffer, uint64_t n_bytes, uint64_t offset) {
     uint64_t done = 0;
     while (done < n_bytes) {
-        ssize_t n = pread(fd, buffer + done, n_bytes - done, (off_t)(offset + done));
+        uint64_t wanted = n_bytes - done;
+        ssize_t n = dsi_sys_gate(DSI_CALL_PREAD, &wanted)
+                        ? pread(fd, buffer + done, wanted, (off_t)(offset + done))
+                        : -1;
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return -1;
         if (n == 0) break;
@@ -52,11 +69,12 @@ static int64_t sys_pread(int fd, char *buffer, uint64_t n_bytes, uint64_t offset
     return (int64_t)done;
 }
 
-/* One write, which may be short. */
-static ssize_t sys_write(int fd, const void *data, uint64_t n_bytes) {
+/* One write, which may be short. An eventfd takes its 8 bytes or says EAGAIN, so no fault is made
+ * there: a signal that gets lost is none of this world. */
+static ssize_t sys_write(int fd, const void *data, uint64_t n_bytes, bool is_file) {
     ssize_t n;
     do {
-        n = write(fd, data, n_bytes);
+        n = !is_file || dsi_sys_gate(DSI_CALL_WRITE, &n_bytes) ? write(fd, data, n_bytes) : -1;
     } while (n < 0 && errno == EINTR);
     return n;
 }
@@ -64,12 +82,14 @@ static ssize_t sys_write(int fd, const void *data, uint64_t n_bytes) {
 static int sys_fsync(int fd) {
     int code;
     do {
-        code = fsync(fd);
+        code = dsi_sys_gate(DSI_CALL_FSYNC, NULL) ? fsync(fd) : -1;
     } while (code != 0 && errno == EINTR);
     return code;
 }
 
-static int sys_rename(const char *from, const char *to) { return rename(from, to); }
+static int sys_rename(const char *from, const char *to) {
+    return dsi_sys_gate(DSI_CALL_RENAME, NULL) ? rename(from, to) : -1;
+}
 
 static void sys_unlink(const char *path) { unlink(path); }
 
@@ -217,7 +237,7 @@ dsi_status dsi_sys_map(const char *path, dsi_map *map, dsi_error *error) {
 }
 
 void dsi_sys_unmap(dsi_map *map) {
-    if (map->data != NULL) dsi_sys_munmap((void *)(uintptr_t)map->data, map->n_bytes);
+    if (map->data != NULL) dsi_sys_munmap_file(map->data, map->n_bytes);
     *map = (dsi_map){0};
 }
 
@@ -253,7 +273,7 @@ static ssize_t write_without_signal(int fd, const void *data, uint64_t n_bytes) 
     sigemptyset(&pending);
     sigpending(&pending);
     bool masked = pthread_sigmask(SIG_BLOCK, &only, &before) == 0;
-    ssize_t n = sys_write(fd, data, n_bytes);
+    ssize_t n = sys_write(fd, data, n_bytes, true);
     int code = errno;
     const struct timespec no_time = {0};
     if (masked && n < 0 && code == EFBIG && sigismember(&pending, SIGXFSZ) != 1)
@@ -346,7 +366,7 @@ static dsi_status put_in_place(dsi_sys_writer *w, int folder, bool *renamed, dsi
     if (sys_fsync(w->fd) != 0) return fail_os(error, w->path, "write to the disk", errno, TO_WRITE);
     int fd = w->fd;
     w->fd = -1;
-    if (sys_close(fd) != 0 && errno != EINTR)
+    if (close_written(fd) != 0 && errno != EINTR)
         return fail_os(error, w->path, "finish", errno, TO_WRITE);
     if (sys_rename(w->temporary, w->path) != 0)
         return fail_os(error, w->path, "replace", errno, TO_WRITE);
@@ -384,13 +404,15 @@ void dsi_sys_writer_abort(dsi_sys_writer *writer) {
 
 /* ---- Descriptors to poll ---- */
 
-int dsi_sys_eventfd(void) { return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }
+int dsi_sys_eventfd(void) {
+    return dsi_sys_gate(DSI_CALL_EVENTFD, NULL) ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
+}
 
 void dsi_sys_eventfd_signal(int fd) {
     const uint64_t one = 1;
     int saved = errno;
     /* EAGAIN: the counter is full, hence readable already. */
-    (void)!sys_write(fd, &one, sizeof one);
+    (void)!sys_write(fd, &one, sizeof one, false);
     errno = saved;
 }
 

@@ -1,8 +1,8 @@
 /* sys_thread.c: threads, locks, the clock, the process. Each fallible call appears exactly once in
  * lib/base/sys_*.c, in a wrapper of its own. */
+#include "fault.h"
 #include "sys.h"
 
-#include <errno.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
@@ -16,7 +16,8 @@ int dsi_sys_thread_create(pthread_t *thread, void *(*run)(void *), void *context
     sigset_t all, before;
     sigfillset(&all);
     int masked = pthread_sigmask(SIG_SETMASK, &all, &before);
-    int code = pthread_create(thread, NULL, run, context);
+    int code =
+        dsi_sys_gate(DSI_CALL_THREAD, NULL) ? pthread_create(thread, NULL, run, context) : errno;
     if (masked == 0) pthread_sigmask(SIG_SETMASK, &before, NULL);
     return code;
 }
@@ -25,7 +26,9 @@ void dsi_sys_thread_join(pthread_t thread) {
     pthread_join(thread, NULL); /* fails for a thread that is not joinable only */
 }
 
-int dsi_sys_mutex_init(pthread_mutex_t *mutex) { return pthread_mutex_init(mutex, NULL); }
+int dsi_sys_mutex_init(pthread_mutex_t *mutex) {
+    return dsi_sys_gate(DSI_CALL_MUTEX, NULL) ? pthread_mutex_init(mutex, NULL) : errno;
+}
 
 int dsi_sys_cond_init(pthread_cond_t *cond) {
     pthread_condattr_t attributes;
@@ -33,7 +36,8 @@ int dsi_sys_cond_init(pthread_cond_t *cond) {
     if (code != 0) return code;
     /* The wall clock jumps; a deadline must not. */
     code = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    if (code == 0) code = pthread_cond_init(cond, &attributes);
+    if (code == 0)
+        code = dsi_sys_gate(DSI_CALL_COND, NULL) ? pthread_cond_init(cond, &attributes) : errno;
     pthread_condattr_destroy(&attributes);
     return code;
 }

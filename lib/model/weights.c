@@ -417,6 +417,6 @@ void dsi_weights_free(dsi_weights *weights) {
     dsi_sys_free(weights->layers);
     dsi_sys_free(weights->expert_storage);
     dsi_sys_free(weights->names);
-    dsi_sys_free_aligned(weights->copies, weights->n_bytes_copies);
+    dsi_sys_free(weights->copies);
     *weights = (dsi_weights){0};
 }
