@@ -146,6 +146,7 @@ static dsi_status check_cap(dsi_engine *e) {
  * ---------------------------------------------------------------------------------- */
 
 static dsi_status allocate_rows(dsi_engine *e) {
+    DSI_MEMORY_SCOPE(SCRATCH);
     dsi_step_rows *r = &e->rows;
     uint64_t n = e->options.chunk_tokens, sessions = e->options.max_sessions;
     r->tokens = dsi_sys_calloc(n, sizeof *r->tokens);
@@ -169,13 +170,19 @@ static dsi_status allocate_rows(dsi_engine *e) {
     return DSI_OK;
 }
 
+static dsi_status allocate_kv(dsi_engine *e) {
+    DSI_MEMORY_SCOPE(KV);
+    return e->backend->buf_alloc(e->dev, DSI_BUF_DEVICE, e->plan.n_bytes_kv, &e->kv);
+}
+
 static dsi_status allocate_device(dsi_engine *e) {
+    DSI_MEMORY_SCOPE(SCRATCH);
     const dsi_backend *b = e->backend;
     dsi_status st = b->buf_alloc(e->dev, DSI_BUF_DEVICE, e->scratch.n_bytes, &e->scratch.buf);
     if (st == DSI_OK)
         st = b->buf_alloc(e->dev, DSI_BUF_DEVICE, e->scratch.n_bytes_workspace,
                           &e->scratch.workspace);
-    if (st == DSI_OK) st = b->buf_alloc(e->dev, DSI_BUF_DEVICE, e->plan.n_bytes_kv, &e->kv);
+    if (st == DSI_OK) st = allocate_kv(e);
     if (st != DSI_OK) dsi_fail(&e->handle.error, st, "%s", b->last_error(e->dev));
     return st;
 }
@@ -262,6 +269,7 @@ void dsi_engine_close(dsi_engine *e) {
 const char *dsi_engine_describe(const dsi_engine *engine) { return engine ? engine->describe : ""; }
 
 dsi_status dsi_engine_set_tap(dsi_engine *e, dsi_tap_fn tap, void *user) {
+    DSI_MEMORY_SCOPE(SCRATCH);
     if (!e) return dsi_fail(dsi_thread_error(), DSI_E_ARG, "dsi_engine_set_tap: engine is NULL");
     const dsi_scratch *s = &e->scratch;
     const dsi_tensor *widest[] = {&s->hidden,     &s->q,   &s->kv,           &s->attention,

@@ -112,6 +112,7 @@ static dsi_status place_layer(placer *p, const dsi_layer_weights *l, dsi_placed_
 }
 
 static dsi_status import_shards(placer *p) {
+    DSI_MEMORY_SCOPE(WEIGHTS);
     dsi_engine *e = p->engine;
     const dsi_model *model = e->model;
     dsi_status st = DSI_OK;

@@ -38,6 +38,7 @@ static dsi_status allocate(dsi_session *s) {
 
 dsi_status dsi_session_open(dsi_engine *engine, const dsi_session_options *options,
                             dsi_session **out) {
+    DSI_MEMORY_SCOPE(SESSIONS);
     if (!engine || !out)
         return dsi_fail(dsi_thread_error(), DSI_E_ARG,
                         "dsi_session_open: engine or session is NULL");

@@ -109,6 +109,7 @@ static bool encode_piece(void *user, bool special, const char *text, size_t n_by
 static dsi_status render(chat_job *job, const dsi_message *messages, size_t n_messages,
                          uint32_t think) {
     enum { MAX_MESSAGES = 65536 };
+    DSI_MEMORY_SCOPE(TEXT);
     if (n_messages == 0 || n_messages > MAX_MESSAGES || !messages)
         return dsi_fail(job->error, DSI_E_ARG,
                         "a conversation of %zu messages; it may have 1 to %d", n_messages,

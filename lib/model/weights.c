@@ -67,6 +67,7 @@ static dsi_status plan_copy(binder *b, const dsi_file_tensor *t, dsi_weight *wei
 
 /* All copies lie in one block, so that a backend imports them as one buffer. */
 static dsi_status make_copies(binder *b) {
+    DSI_MEMORY_SCOPE(WEIGHTS);
     dsi_weights *w = b->weights;
     if (b->n_copies == 0) return DSI_OK;
     uint8_t *block = dsi_sys_alloc_aligned(w->n_bytes_copies);

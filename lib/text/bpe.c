@@ -130,6 +130,7 @@ void dsi_bpe_work_free(dsi_bpe_work *work) {
 
 /* Moves to `capacity` bytes, keeping the first n_bytes of the window. */
 static dsi_status grow(dsi_bpe_work *work, uint64_t capacity, size_t n_bytes, dsi_error *error) {
+    DSI_MEMORY_SCOPE(TEXT);
     uint64_t n_tokens = 0;
     uint8_t *bytes = NULL;
     int32_t *tokens = NULL;

@@ -376,6 +376,7 @@ static dsi_status load(loader *l) {
 }
 
 dsi_status dsi_tokenizer_open(const char *path, dsi_tokenizer **tokenizer, dsi_error *error) {
+    DSI_MEMORY_SCOPE(TEXT);
     *tokenizer = NULL;
     char *text = NULL;
     uint64_t n_bytes = 0;
