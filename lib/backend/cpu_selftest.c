@@ -28,7 +28,7 @@ bool dsi_cpu_selftest_kernel(const dsi_kernel_line *line, dsi_any_fn fn, char *w
     uint8_t *room = dsi_sys_alloc_aligned(DSI_SELFTEST_BYTES);
     snprintf(why, n_bytes, "no memory");
     bool passed = room && test_kernel(line, fn, room, why, n_bytes);
-    if (room) dsi_sys_free_aligned(room, DSI_SELFTEST_BYTES);
+    dsi_sys_free(room);
     return passed;
 }
 
@@ -80,7 +80,7 @@ static dsi_status test_all(uint32_t mask, dsi_cpu_selftest *result, dsi_error *e
         if (before == i) choose(lines, n, i, mask, room, result);
     }
     result->seconds = dsi_sys_seconds() - start;
-    dsi_sys_free_aligned(room, DSI_SELFTEST_BYTES);
+    dsi_sys_free(room);
     return DSI_OK;
 }
 
