@@ -9,6 +9,8 @@
 
 #include <cmocka.h>
 
+#include "../lib/base/json.h"
+#include "../lib/base/sys.h"
 #include "cli_run.h"
 #include <ftw.h>
 #include <sys/stat.h>
@@ -248,13 +250,48 @@ static bool one_mistake(const mistake *row, const char *locale) {
     return good;
 }
 
+/* With --json in front the same failure is one object, the last line of stdout. */
+static bool is_error_object(const mistake *row) {
+    char rooms[12][128];
+    cli_call call = {.input = row->input, .arguments = {"--json"}};
+    for (size_t i = 0; i < 12; i++) {
+        call.arguments[i + 1] = place(row->arguments[i], rooms[i], sizeof rooms[i]);
+    }
+    cli_result result = cli_exec(&call);
+    if (result.n_out > 0) result.out[result.n_out - 1] = 0; /* its newline */
+    const char *line = strrchr(result.out, '\n');
+    line = line == NULL ? result.out : line + 1;
+    dsi_json json = {0};
+    uint64_t schema = 0, code = 0;
+    bool good = dsi_json_parse(line, strlen(line), 1 << 16, &json, NULL) == DSI_OK;
+    if (good) {
+        uint32_t error = dsi_json_get(&json, 0, "error");
+        char *message = dsi_json_string(&json, dsi_json_get(&json, error, "message"), NULL);
+        good = dsi_json_u64(&json, dsi_json_get(&json, 0, "schema"), &schema) && schema == 1 &&
+               dsi_json_u64(&json, dsi_json_get(&json, error, "code"), &code) &&
+               code == (uint64_t)row->code && result.code == row->code && message != NULL &&
+               *message != 0 && dsi_json_get(&json, error, "name") != DSI_JSON_NONE &&
+               dsi_json_get(&json, error, "hint") != DSI_JSON_NONE;
+        dsi_sys_free(message);
+    }
+    if (!good) {
+        print_error("%s with --json: exit %d, expected %d\n%s\n%s\n", row->what, result.code,
+                    row->code, line, result.err);
+    }
+    dsi_json_free(&json);
+    cli_result_free(&result);
+    return good;
+}
+
 static void all_mistakes(const mistake *rows, size_t n_rows) {
     size_t n_bad = 0;
     for (size_t i = 0; i < n_rows; i++) {
         n_bad += !one_mistake(&rows[i], NULL);
         n_bad += !one_mistake(&rows[i], "zh_CN.UTF-8");
+        n_bad += !is_error_object(&rows[i]);
     }
-    print_message("%zu mistakes explained in two languages, %zu badly\n", n_rows, n_bad);
+    print_message("%zu mistakes explained in two languages and as JSON, %zu badly\n", n_rows,
+                  n_bad);
     assert_int_equal(n_bad, 0);
 }
 

@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 
+#include "../lib/base/json.h"
 #include "../tools/dsinfer/cli.h"
 #include "cli_run.h"
 #include <sys/stat.h>
@@ -57,6 +58,41 @@ static void help_fits_a_screen(void **state) {
             }
         }
         cli_result_free(&result), cli_result_free(&all);
+    }
+}
+
+/* help --json holds the tables; --json wraps what is text by nature. */
+static void tables_are_data(void **state) {
+    (void)state;
+    cli_result result = RUN(0, "help", "--json", "--lang", "en");
+    dsi_json json;
+    assert_int_equal(dsi_json_parse(result.out, result.n_out, 1 << 16, &json, NULL), DSI_OK);
+    uint32_t commands = dsi_json_get(&json, 0, "commands");
+    uint32_t options = dsi_json_get(&json, 0, "options");
+    assert_int_equal(json.nodes[commands].n_items, cli_n_commands);
+    assert_int_equal(json.nodes[options].n_items, cli_n_options);
+    uint32_t node = dsi_json_first(&json, commands);
+    for (size_t i = 0; i < cli_n_commands; i++, node = json.nodes[node].end) {
+        const cli_command *command = &cli_command_table[i];
+        assert_true(dsi_json_string_is(&json, dsi_json_get(&json, node, "name"), command->name));
+        assert_true(dsi_json_string_is(&json, dsi_json_get(&json, node, "summary"), command->en));
+        size_t n = 0;
+        for (size_t j = 0; j < cli_n_options; j++) {
+            n += (cli_option_table[j].commands & command->bit) != 0;
+        }
+        assert_int_equal(json.nodes[dsi_json_get(&json, node, "options")].n_items, n);
+    }
+    dsi_json_free(&json);
+    cli_result_free(&result);
+    static const char *const calls[][2] = {{"man", "run"}, {"completion", "zsh"}};
+    for (size_t i = 0; i < 2; i++) {
+        result = RUN(0, calls[i][0], calls[i][1], "--json");
+        cli_result plain = RUN(0, calls[i][0], calls[i][1]);
+        assert_int_equal(dsi_json_parse(result.out, result.n_out, 1 << 16, &json, NULL), DSI_OK);
+        assert_true(dsi_json_string_is(&json, dsi_json_get(&json, 0, "text"), plain.out));
+        dsi_json_free(&json);
+        cli_result_free(&plain);
+        cli_result_free(&result);
     }
 }
 
@@ -315,9 +351,13 @@ static void the_build_holds_the_pages(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(help_fits_a_screen),  cmocka_unit_test(bash_completes),
-        cmocka_unit_test(fish_completes),      cmocka_unit_test(zsh_reads_it),
-        cmocka_unit_test(man_pages_are_clean), cmocka_unit_test(the_build_holds_the_pages),
+        cmocka_unit_test(help_fits_a_screen),
+        cmocka_unit_test(tables_are_data),
+        cmocka_unit_test(bash_completes),
+        cmocka_unit_test(fish_completes),
+        cmocka_unit_test(zsh_reads_it),
+        cmocka_unit_test(man_pages_are_clean),
+        cmocka_unit_test(the_build_holds_the_pages),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

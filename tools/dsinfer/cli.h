@@ -82,8 +82,9 @@ bool cli_read_size(const char *text, uint64_t *value);
 /* Edits (insert, delete, replace, swap neighbours) between two words; long words count as far. */
 uint32_t cli_distance(const char *a, const char *b);
 
-/* help.c: the help of a command or of cli_overview, at most 24 lines; with `all` everything. */
-void cli_print_help(FILE *file, const cli_command *command, bool all);
+/* help.c: the help of a command or of cli_overview, at most 24 lines; --all: everything; --json:
+ * the tables as data. */
+int cli_print_help(FILE *file, const cli_command *command, const cli_options *options);
 /* The command of this name; CLI_USAGE, with the nearest one named, if there is none. */
 int cli_need_command(const char *name, const cli_command **command);
 
@@ -140,9 +141,6 @@ void cli_bytes_free(cli_bytes *bytes);
  * its explanation are given as an exit code. */
 int cli_read_stdin(cli_bytes *bytes);
 int cli_read_line(cli_bytes *bytes, bool *end);
-/* A JSON string with its quotes; bytes that are not UTF-8 become U+FFFD. */
-void cli_json_text(FILE *file, const char *text, size_t n_bytes);
-void cli_json_number(FILE *file, double value); /* null if it is not finite */
 /* Text for a terminal: control characters other than newline and tab become U+FFFD. */
 void cli_print_safe(FILE *file, const char *text, size_t n_bytes);
 /* Refuses text that is not UTF-8, naming the byte. `what` names the text in the message. */
@@ -150,6 +148,27 @@ int cli_check_utf8(const char *what, const char *text, size_t n_bytes);
 bool cli_stdout_broken(void); /* writing failed so far */
 /* Flushes stdout at the end; a reader that left is no failure, a full disk is. */
 int cli_finish_stdout(int code);
+
+/* ---- JSON (json.c): --json means one object on stdout, also when the command fails. */
+void cli_json_want(bool wanted);
+/* A JSON string with its quotes; bytes that are not UTF-8 become U+FFFD. */
+void cli_json_text(FILE *file, const char *text, size_t n_bytes);
+void cli_json_number(FILE *file, double value); /* null if it is not finite */
+/* The start of every object, {"schema": 1 and no comma; then there is no object for the error. */
+void cli_json_begin(FILE *file);
+/* , "error": {code, name, message, hint}: what was said since the last forget. */
+void cli_json_error_field(FILE *file, int code);
+/* The object of a failed command, if --json was given and no object was written. */
+void cli_json_report(int code);
+void cli_json_forget_error(void);
+/* From cli_fail, cli_error and cli_hint: the first error counts, hints behind it are joined. */
+void cli_json_note_name(const char *name);
+void cli_json_note_error(const char *message);
+void cli_json_note_hint(const char *hint);
+/* A text that `write` makes, plain or as "text" of an object with this name. */
+typedef void cli_writer(FILE *file, const void *what);
+int cli_write_made(const cli_options *options, const char *name, cli_writer *write,
+                   const void *what);
 
 /* ---- Model and engine (engine.c). */
 /* Explains a failed call of the library and returns the exit code for its status. handle as in

@@ -1,9 +1,8 @@
-/* data.c: what goes in and out as data: stdin, stdout, JSON. */
+/* data.c: what goes in and out as data: stdin, stdout. */
 #include "../../lib/base/base.h"
 #include "../../lib/base/sys.h"
 #include "cli.h"
 #include <errno.h>
-#include <math.h>
 #include <poll.h>
 #include <string.h>
 #include <unistd.h>
@@ -72,38 +71,6 @@ int cli_read_line(cli_bytes *bytes, bool *end) {
     }
     if (ferror(stdin)) return input_failed(strerror(errno), "读取失败");
     return CLI_OK;
-}
-
-void cli_json_text(FILE *file, const char *text, size_t n_bytes) {
-    uint32_t c = 0;
-    fputc('"', file);
-    for (size_t at = 0; at < n_bytes;) {
-        size_t n = cli_utf8_next(text + at, n_bytes - at, &c);
-        if (n == 0) {
-            fputs("\xef\xbf\xbd", file);
-            at++;
-            continue;
-        }
-        if (c == '"' || c == '\\') {
-            fprintf(file, "\\%c", (int)c);
-        } else if (c == '\n') {
-            fputs("\\n", file);
-        } else if (cli_utf8_control(c)) {
-            fprintf(file, "\\u%04x", (unsigned)c);
-        } else {
-            fwrite(text + at, 1, n, file);
-        }
-        at += n;
-    }
-    fputc('"', file);
-}
-
-void cli_json_number(FILE *file, double value) {
-    if (isfinite(value)) {
-        fprintf(file, "%.9g", value);
-    } else {
-        fputs("null", file);
-    }
 }
 
 void cli_print_safe(FILE *file, const char *text, size_t n_bytes) {

@@ -64,6 +64,7 @@ int cli_fail(dsi_status status, const void *handle, const char *what) {
     const char *detail = dsi_last_error(handle);
     if (*detail == 0) detail = dsi_last_error(NULL);
     if (*detail == 0) detail = dsi_status_text(status);
+    cli_json_note_name(dsi_status_name(status));
     for (size_t i = 0; i < N_MEANINGS; i++) {
         if (meanings[i].status != status) continue;
         cli_error(cli_tr("%s: %s%s%s", "%s：%s%s%s"), what, cli_tr("", meanings[i].zh),

@@ -53,7 +53,7 @@ static size_t count_lines(const char *text) {
     return n;
 }
 
-void cli_print_help(FILE *file, const cli_command *command, bool all) {
+static void print_help(FILE *file, const cli_command *command, bool all) {
     enum { SCREEN = 24 };
     size_t n_lines = 8; /* what stands above the options */
     fprintf(file, "%s\n", cli_tr("Examples:", "示例："));
@@ -82,10 +82,94 @@ void cli_print_help(FILE *file, const cli_command *command, bool all) {
     if (all || n_lines + count_lines(note) <= SCREEN) fprintf(file, "%s\n", note);
 }
 
+/* ---- The tables as data */
+
+static void json_field(const char *key, const char *text) {
+    printf(", \"%s\": ", key);
+    if (text == NULL) {
+        fputs("null", stdout);
+    } else {
+        cli_json_text(stdout, text, strlen(text));
+    }
+}
+
+/* "a|b" as ["a", "b"]; null for NULL */
+static void json_words(const char *key, const char *words) {
+    printf(", \"%s\": ", key);
+    if (words == NULL) {
+        fputs("null", stdout);
+        return;
+    }
+    const char *open = "[";
+    for (; *words != 0; words += strcspn(words, "|"), words += *words == '|') {
+        fputs(open, stdout);
+        cli_json_text(stdout, words, strcspn(words, "|"));
+        open = ", ";
+    }
+    fputc(']', stdout);
+}
+
+static void json_command(const cli_command *command) {
+    fputs("{\"name\": ", stdout);
+    cli_json_text(stdout, command->name, strlen(command->name));
+    json_field("usage", command->usage);
+    json_field("summary", cli_tr(command->en, command->zh));
+    json_field("note",
+               command->note_en == NULL ? NULL : cli_tr(command->note_en, command->note_zh));
+    json_words("words", command->words);
+    for (size_t i = 0; i < 3; i++) {
+        fputs(i == 0 ? ", \"examples\": [" : ", ", stdout);
+        cli_json_text(stdout, command->examples[i], strlen(command->examples[i]));
+    }
+    fputs("], \"options\": [", stdout);
+    const char *comma = "";
+    uint32_t mask = command->bit == 0 ? CLI_HELP : command->bit;
+    for (size_t i = 0; i < cli_n_options; i++) {
+        if ((cli_option_table[i].commands & mask) == 0) continue;
+        printf("%s\"%s\"", comma, cli_option_table[i].name);
+        comma = ", ";
+    }
+    fputs("]}", stdout);
+}
+
+/* One command, or with cli_overview all of them. */
+static void print_json(const cli_command *command) {
+    cli_json_begin(stdout);
+    fputs(", \"commands\": [", stdout);
+    if (command->bit != 0) json_command(command);
+    for (size_t i = 0; i < cli_n_commands && command->bit == 0; i++) {
+        fputs(i == 0 ? "" : ", ", stdout);
+        json_command(&cli_command_table[i]);
+    }
+    fputs("], \"options\": [", stdout);
+    const char *comma = "";
+    for (size_t i = 0; i < cli_n_options; i++) {
+        const cli_option *option = &cli_option_table[i];
+        char letter[2] = {option->letter, 0};
+        if (command->bit != 0 && (option->commands & command->bit) == 0) continue;
+        printf("%s{\"name\": \"%s\"", comma, option->name);
+        json_field("letter", option->letter == 0 ? NULL : letter);
+        json_field("value", option->argument);
+        json_words("words", option->words);
+        json_field("help", cli_tr(option->en, option->zh));
+        fputc('}', stdout);
+        comma = ", ";
+    }
+    fputs("]}\n", stdout);
+}
+
+int cli_print_help(FILE *file, const cli_command *command, const cli_options *options) {
+    if (options->json && file == stdout) {
+        print_json(command);
+    } else {
+        print_help(file, command, options->all);
+    }
+    return CLI_OK;
+}
+
 int cli_help(const cli_options *options) {
     const cli_command *command = &cli_overview;
     int code = CLI_OK;
     if (options->argument != NULL) code = cli_need_command(options->argument, &command);
-    if (code == CLI_OK) cli_print_help(stdout, command, options->all);
-    return code;
+    return code == CLI_OK ? cli_print_help(stdout, command, options) : code;
 }

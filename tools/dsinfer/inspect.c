@@ -179,9 +179,9 @@ static void json_tensors(const inspected *seen) {
     fputc(']', stdout);
 }
 
-static void print_json(const inspected *seen) {
+static void print_json(const inspected *seen, int code) {
     const dsi_model_info *info = &seen->info;
-    fputs("{\"schema\": 1", stdout);
+    cli_json_begin(stdout);
     json_text("model", seen->options->model);
     json_text("architecture", info->architecture);
     json_text("chat_template", info->chat_template);
@@ -220,6 +220,7 @@ static void print_json(const inspected *seen) {
     json_count("available_bytes", seen->plan.n_bytes_available);
     fputc('}', stdout);
     if (seen->options->tensors) json_tensors(seen);
+    if (code != CLI_OK) cli_json_error_field(stdout, code);
     fputs("}\n", stdout);
 }
 
@@ -250,15 +251,16 @@ int cli_inspect(const cli_options *options) {
     code = cli_plan(model, &engine_options, &seen.plan);
     if (code == CLI_OK) code = survey(&seen);
     if (code == CLI_OK && options->json) {
-        print_json(&seen);
+        code = check_cap(&seen); /* its message is a field of the object */
+        print_json(&seen, code);
     } else if (code == CLI_OK) {
         cli_print_safe(stdout, options->model, strlen(options->model));
         fputc('\n', stdout);
         print_model(&seen);
         print_bytes(&seen);
         if (options->tensors) print_tensors(&seen);
+        code = check_cap(&seen);
     }
-    if (code == CLI_OK) code = check_cap(&seen);
     dsi_model_close(model);
     return code;
 }

@@ -20,15 +20,20 @@ static int dispatch(const cli_options *options) {
         if (cli_command_table[i].bit == options->command) command = &cli_command_table[i];
     }
     if (options->version) {
-        printf("dsinfer %s\n", dsi_version());
+        if (options->json) {
+            cli_json_begin(stdout);
+            printf(", \"version\": \"%s\"}\n", dsi_version());
+        } else {
+            printf("dsinfer %s\n", dsi_version());
+        }
         return CLI_OK;
     }
-    if (options->help) {
-        cli_print_help(stdout, command, options->all);
-        return CLI_OK;
-    }
+    if (options->help) return cli_print_help(stdout, command, options);
     if (command->run != NULL) return command->run(options);
-    cli_print_help(stderr, command, false);
+    cli_print_help(stderr, command, options);
+    cli_error(cli_tr("no command was given", "没有给出命令"));
+    cli_hint(cli_tr("one of the list above, e.g. dsinfer help run",
+                    "请从上表选择，例如 dsinfer help run"));
     return CLI_USAGE;
 }
 
@@ -39,7 +44,9 @@ int main(int argc, char **argv) {
     cli_options options;
     int code = cli_parse(argc, argv, &options);
     cli_ui_quiet(options.quiet);
+    if (code == CLI_OK) cli_json_want(options.json);
     if (code == CLI_OK) code = dispatch(&options);
     cli_progress_clear();
+    if (code != CLI_OK) cli_json_report(code);
     return cli_finish_stdout(code);
 }

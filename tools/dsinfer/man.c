@@ -169,7 +169,8 @@ static void put_see_also(FILE *file, const cli_command *command) {
     fputc('\n', file);
 }
 
-static void put_page(FILE *file, const cli_command *command) {
+static void put_page(FILE *file, const void *what) {
+    const cli_command *command = what;
     fprintf(file, ".\\\" Made by dsinfer man %s.\n.TH ", command->name);
     page_name(file, command, true);
     fprintf(file, " 1 \"\" \"dsinfer %s\" \"%s\"\n.nh\n.ad l\n", dsi_version(),
@@ -202,27 +203,29 @@ static void put_page(FILE *file, const cli_command *command) {
 /* ---- The command ------------------------------------------------------------------------------
  */
 
-static void list_pages(void) {
-    puts("dsinfer");
-    for (size_t i = 0; i < cli_n_commands; i++) printf("dsinfer-%s\n", cli_command_table[i].name);
+static void put_list(FILE *file, const void *what) {
+    (void)what;
+    fputs("dsinfer\n", file);
+    for (size_t i = 0; i < cli_n_commands; i++) {
+        fprintf(file, "dsinfer-%s\n", cli_command_table[i].name);
+    }
 }
 
 int cli_man(const cli_options *options) {
     const cli_command *command = &cli_overview;
     const char *name = options->argument;
-    if (options->list) {
-        list_pages();
-        return CLI_OK;
-    }
+    if (options->list) return cli_write_made(options, "pages", put_list, NULL);
     if (name != NULL && strncmp(name, "dsinfer-", 8) == 0) name += 8;
     if (name != NULL && strcmp(name, "dsinfer") != 0) {
         int code = cli_need_command(name, &command);
         if (code != CLI_OK) return code;
     }
-    put_page(stdout, command);
-    if (cli_stdout_is_terminal()) {
-        cli_hint(cli_tr("to read it: dsinfer man %s| man -l -", "阅读：dsinfer man %s| man -l -"),
-                 *command->name == 0 ? "" : " ");
+    char page[64];
+    snprintf(page, sizeof page, "dsinfer%s%s", *command->name == 0 ? "" : "-", command->name);
+    int code = cli_write_made(options, page, put_page, command);
+    if (code == CLI_OK && cli_stdout_is_terminal()) {
+        cli_hint(cli_tr("to read it: dsinfer man %s | man -l -", "阅读：dsinfer man %s | man -l -"),
+                 options->argument == NULL ? "" : command->name);
     }
-    return CLI_OK;
+    return code;
 }

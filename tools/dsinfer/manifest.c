@@ -369,7 +369,8 @@ static void report(const manifest *m, const entry *e) {
 }
 
 static void print_json(const manifest *m) {
-    fputs("{\"schema\": 1, \"manifest\": ", stdout);
+    cli_json_begin(stdout);
+    fputs(", \"manifest\": ", stdout);
     cli_json_text(stdout, m->path, strlen(m->path));
     printf(", \"hash\": \"%s\", \"files\": %u, \"bytes\": %llu, \"ok\": %s, \"problems\": [",
            m->kind == DIGEST_SM3 ? "sm3" : "sha256", m->n_entries, (unsigned long long)m->n_bytes,

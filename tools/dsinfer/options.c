@@ -20,7 +20,7 @@ const cli_command *cli_find_command(const char *name) {
 static void suggest(const char *prefix, const char *nearest, const char *unknown,
                     const char *place) {
     size_t n = strlen(unknown);
-    bool near = nearest != NULL && n <= 40 && cli_distance(unknown, nearest) <= 1 + n / 2;
+    bool near = nearest != NULL && n <= 40 && cli_distance(unknown, nearest) <= 1 + n / 3;
     if (near) {
         cli_hint(cli_tr("did you mean %s%s?", "是不是想用 %s%s？"), prefix, nearest);
     } else {
@@ -123,7 +123,7 @@ static void suggest_word(const char *words, const char *unknown) {
         uint32_t distance = cli_distance(unknown, word);
         if (distance < best) best = distance, memcpy(nearest, word, sizeof nearest);
     }
-    if (best <= 1 + strlen(unknown) / 2)
+    if (best <= 1 + strlen(unknown) / 3)
         cli_hint(cli_tr("did you mean %s?", "是不是想用 %s？"), nearest);
 }
 

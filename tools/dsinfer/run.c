@@ -129,7 +129,8 @@ static void json_seconds(const char *key, double value, const char *end) {
 
 static void print_json(const run_state *state) {
     const dsi_generate_result *result = &state->result;
-    fputs("{\"schema\": 1, \"text\": ", stdout);
+    cli_json_begin(stdout);
+    fputs(", \"text\": ", stdout);
     cli_json_text(stdout, state->answer.data, state->answer.n_bytes);
     fputs(", \"reasoning\": ", stdout);
     cli_json_text(stdout, state->reasoning.data, state->reasoning.n_bytes);

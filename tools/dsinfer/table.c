@@ -65,7 +65,7 @@ const cli_option cli_option_table[] = {
      "tokens of prompt and answer together", "提示与回答合计的 token 数"},
     {"chunk", 0, CLI_U32, CLI_COMPUTES, CLI_ANY, FIELD(chunk), 1, 16384, "N", NULL,
      "prompt tokens per step (default 256)", "预填每步的 token 数（默认 256）"},
-    {"json", 0, CLI_FLAG, CLI_READS, 0, FIELD(json), 0, 0, NULL, NULL,
+    {"json", 0, CLI_FLAG, CLI_ANY, 0, FIELD(json), 0, 0, NULL, NULL,
      "one JSON object on stdout (schema 1)", "标准输出为一个 JSON 对象（schema 1）"},
     {"quiet", 'q', CLI_FLAG, CLI_READS, 0, FIELD(quiet), 0, 0, NULL, NULL,
      "nothing on stderr but errors", "标准错误只输出错误"},
@@ -184,8 +184,8 @@ const cli_command cli_command_table[] = {
      NULL,
      "explain a command, with --all every option of it",
      "说明一个命令；--all 列出它的全部选项",
-     {"dsinfer help run", "dsinfer help run --all", "dsinfer help verify --lang zh"},
-     NULL,
-     NULL},
+     {"dsinfer help run", "dsinfer help run --all", "dsinfer help --json"},
+     "--json writes the tables of commands and options as data.",
+     "--json 以数据形式输出命令表与选项表。"},
 };
 const size_t cli_n_commands = sizeof cli_command_table / sizeof cli_command_table[0];

@@ -108,7 +108,8 @@ static int one_text(tokens_state *state) {
     if (code == CLI_OK) code = cli_check_utf8(cli_tr("text", "文本"), text.data, text.n_bytes);
     if (code == CLI_OK) code = encode(state, text.data, text.n_bytes);
     if (code == CLI_OK && state->options->json) {
-        fputs("{\"schema\": 1, ", stdout);
+        cli_json_begin(stdout);
+        fputs(", ", stdout);
         print_ids(state);
     } else if (code == CLI_OK) {
         print_table(state);

@@ -34,6 +34,7 @@ void cli_ui_init(int argc, char **argv) {
         if (strcmp(argv[i], "--lang") == 0 && i + 1 < argc) value = argv[i + 1];
         if (value != NULL && strcmp(value, "zh") == 0) ui.zh = true;
         if (value != NULL && strcmp(value, "en") == 0) ui.zh = false;
+        if (strcmp(argv[i], "--json") == 0) cli_json_want(true); /* for mistakes in options */
     }
     const char *term = getenv("TERM"), *no_color = getenv("NO_COLOR");
     bool able = term != NULL && *term != 0 && strcmp(term, "dumb") != 0;
@@ -48,10 +49,12 @@ bool cli_stdout_has_colour(void) { return ui.colour; }
 const char *cli_tr(const char *en, const char *zh) { return ui.zh ? zh : en; }
 
 /* File names and prompts come from outside: a message must not move the cursor or recolour. */
-static void say_line(const char *prefix, const char *format, va_list arguments) {
+static void say_line(const char *prefix, void (*note)(const char *), const char *format,
+                     va_list arguments) {
     char line[4096];
     int n = vsnprintf(line, sizeof line, format, arguments);
     if (n < 0) return;
+    if (note != NULL) note(line);
     cli_progress_clear();
     fputs(prefix, stderr);
     cli_print_safe(stderr, line, strlen(line));
@@ -62,21 +65,21 @@ void cli_say(const char *format, ...) {
     if (ui.quiet) return;
     va_list arguments;
     va_start(arguments, format);
-    say_line("", format, arguments);
+    say_line("", NULL, format, arguments);
     va_end(arguments);
 }
 
 void cli_error(const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    say_line(cli_tr("dsinfer: error: ", "dsinfer: 错误："), format, arguments);
+    say_line(cli_tr("dsinfer: error: ", "dsinfer: 错误："), cli_json_note_error, format, arguments);
     va_end(arguments);
 }
 
 void cli_hint(const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    say_line(cli_tr("  hint: ", "  提示："), format, arguments);
+    say_line(cli_tr("  hint: ", "  提示："), cli_json_note_hint, format, arguments);
     va_end(arguments);
 }
 

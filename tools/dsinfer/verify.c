@@ -238,7 +238,8 @@ static bool judge_all(const cli_options *options, const golden *file, const veri
 }
 
 static void print_json(const golden *file, const verified *found) {
-    printf("{\"schema\": 1, \"tokens\": %u, \"max_abs\": ", file->n_tokens);
+    cli_json_begin(stdout);
+    printf(", \"tokens\": %u, \"max_abs\": ", file->n_tokens);
     cli_json_number(stdout, found->max_abs);
     fputs(", \"mean_kl\": ", stdout);
     cli_json_number(stdout, found->mean_kl);
