@@ -51,7 +51,8 @@ static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *optio
                   {"max_context", o->max_context, 1, c->max_position},
                   {"kv_tokens", o->kv_tokens, o->max_context, 1u << 30},
                   {"activations", o->activations, 0, DSI_ACTIVATIONS_F32},
-                  {"attention", o->attention, 0, DSI_ATTENTION_EXPANDED}};
+                  {"attention", o->attention, 0, DSI_ATTENTION_EXPANDED},
+                  {"check_layers", o->check_layers, 0, 1}};
     for (size_t i = 0; st == DSI_OK && i < sizeof ranges / sizeof ranges[0]; i++)
         st = check_range(e, ranges[i].name, ranges[i].value, ranges[i].low, ranges[i].high);
     e->act = o->activations == DSI_ACTIVATIONS_F32 ? DSI_DTYPE_F32 : DSI_DTYPE_BF16;
@@ -142,6 +143,8 @@ static dsi_status check_cap(dsi_engine *e) {
                     e->options.max_context, e->options.kv_tokens, e->options.chunk_tokens);
 }
 
+static dsi_status allocate_tap_values(dsi_engine *e);
+
 /* ---- Open and close
  * ---------------------------------------------------------------------------------- */
 
@@ -160,10 +163,13 @@ static dsi_status allocate_rows(dsi_engine *e) {
     r->page_table = dsi_sys_calloc(sessions * e->max_pages, sizeof *r->page_table);
     r->head_logits = dsi_sys_calloc(sessions, e->model->config.vocab_size * sizeof(float));
     r->zero_page = dsi_sys_calloc(1, dsi_kv_page_bytes(e));
+    r->page = dsi_sys_calloc(1, dsi_kv_page_bytes(e));
+    r->broken = dsi_sys_calloc(sessions, sizeof *r->broken);
     e->free_pages = dsi_sys_calloc(e->n_pages, sizeof *e->free_pages);
+    e->page_holders = dsi_sys_calloc(e->n_pages, sizeof *e->page_holders);
     if (!r->tokens || !r->seq || !r->position || !r->slots || !r->expanded || !r->head_rows ||
         !r->head_seq || !r->taken || !r->page_table || !r->head_logits || !r->zero_page ||
-        !e->free_pages)
+        !r->page || !r->broken || !e->free_pages || !e->page_holders)
         return dsi_fail(&e->handle.error, DSI_E_NOMEM, "no memory for the rows of a step");
     for (uint32_t i = 0; i < e->n_pages; i++) e->free_pages[i] = (int32_t)(e->n_pages - 1 - i);
     e->n_free_pages = e->n_pages;
@@ -196,6 +202,7 @@ static dsi_status open_parts(dsi_engine *e, const dsi_engine_options *options, b
     if (st == DSI_OK) st = allocate_device(e);
     if (st == DSI_OK) st = dsi_place_weights(e, false);
     if (st == DSI_OK) st = allocate_rows(e);
+    if (st == DSI_OK && e->options.check_layers) st = allocate_tap_values(e);
     e->softmax_scale = (float)dsi_softmax_scale(&e->model->config);
     e->rope_factor = dsi_rope_cos_sin_factor(&e->model->config);
     return st;
@@ -247,9 +254,10 @@ dsi_status dsi_plan(const dsi_model *model, const dsi_engine_options *options,
 void dsi_engine_close(dsi_engine *e) {
     if (!e) return;
     dsi_step_rows *r = &e->rows;
-    void *blocks[] = {r->tokens,     r->seq,      r->position,   r->slots,       r->expanded,
-                      r->head_rows,  r->head_seq, r->page_table, r->head_logits, r->zero_page,
-                      r->tap_values, r->taken,    e->free_pages};
+    void *blocks[] = {r->tokens,      r->seq,       r->position,   r->slots,
+                      r->expanded,    r->head_rows, r->head_seq,   r->page_table,
+                      r->head_logits, r->zero_page, r->tap_values, r->taken,
+                      r->page,        r->broken,    e->free_pages, e->page_holders};
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) dsi_sys_free(blocks[i]);
     dsi_unplace_weights(e);
     if (e->backend) {
@@ -268,20 +276,29 @@ void dsi_engine_close(dsi_engine *e) {
 
 const char *dsi_engine_describe(const dsi_engine *engine) { return engine ? engine->describe : ""; }
 
-dsi_status dsi_engine_set_tap(dsi_engine *e, dsi_tap_fn tap, void *user) {
-    DSI_MEMORY_SCOPE(SCRATCH);
-    if (!e) return dsi_fail(dsi_thread_error(), DSI_E_ARG, "dsi_engine_set_tap: engine is NULL");
+/* Elements of the largest tensor that a tap or check_layers looks at. */
+static uint64_t tap_elements(const dsi_engine *e) {
     const dsi_scratch *s = &e->scratch;
     const dsi_tensor *widest[] = {&s->hidden,     &s->q,   &s->kv,           &s->attention,
                                   &s->ffn_hidden, &s->q_a, &s->router_logits};
     uint64_t n = (uint64_t)s->logits.ne[0] * e->options.max_sessions;
     for (size_t i = 0; i < sizeof widest / sizeof widest[0]; i++)
         n = (uint64_t)dsi_max_i64((int64_t)n, widest[i]->ne[0] * e->options.chunk_tokens);
-    if (tap && !e->rows.tap_values) {
-        e->rows.tap_values = dsi_sys_calloc(n, sizeof(float));
-        if (!e->rows.tap_values)
-            return dsi_fail(&e->handle.error, DSI_E_NOMEM, "no memory for the values of a tap");
-    }
+    return n;
+}
+
+static dsi_status allocate_tap_values(dsi_engine *e) {
+    DSI_MEMORY_SCOPE(SCRATCH);
+    if (e->rows.tap_values) return DSI_OK;
+    e->rows.tap_values = dsi_sys_calloc(tap_elements(e), sizeof *e->rows.tap_values);
+    if (e->rows.tap_values) return DSI_OK;
+    return dsi_fail(&e->handle.error, DSI_E_NOMEM, "no memory for the values of a tap");
+}
+
+dsi_status dsi_engine_set_tap(dsi_engine *e, dsi_tap_fn tap, void *user) {
+    if (!e) return dsi_fail(dsi_thread_error(), DSI_E_ARG, "dsi_engine_set_tap: engine is NULL");
+    dsi_status st = tap ? allocate_tap_values(e) : DSI_OK;
+    if (st != DSI_OK) return st;
     e->tap = tap;
     e->tap_user = user;
     return DSI_OK;

@@ -20,8 +20,9 @@ typedef struct walk {
     dsi_scratch t; /* the scratch tensors, cut to the rows of this step */
     dsi_batch batch;
     dsi_forward_mode mode;
-    uint64_t workspace; /* PLAN: the largest so far */
-    int32_t layer;      /* -1 outside the layers */
+    uint64_t workspace;       /* PLAN: the largest so far */
+    int32_t layer;            /* -1 outside the layers */
+    const int32_t *head_rows; /* the head: which rows of the batch it works on; else NULL */
     bool any_absorbed, any_expanded;
     dsi_status status;
 } walk;
@@ -45,10 +46,20 @@ static void submit(walk *w, dsi_op_kind kind, const dsi_tensor *const *in, uint3
                  e->backend->last_error(e->dev));
 }
 
-/* Hands a named intermediate to the caller's tap, as f32. */
-static void tap(walk *w, const char *name, const dsi_tensor *t) {
+/* Notes the first name whose output is not finite, for the session of row r. */
+static void check_row(walk *w, const char *name, int64_t r, const float *row, uint64_t n) {
+    dsi_step_rows *rows = &w->e->rows;
+    int64_t batch_row = w->head_rows ? w->head_rows[r] : r;
+    dsi_broken *broken = &rows->broken[rows->seq[batch_row]];
+    if (!broken->name && !dsi_all_finite(row, n))
+        *broken = (dsi_broken){name, w->layer, (uint32_t)rows->position[batch_row]};
+}
+
+/* Reads a named intermediate as f32, for the check for NaN and for the caller's tap. */
+static void observe(walk *w, const char *name, const dsi_tensor *t, dsi_tap_fn to_tap) {
     dsi_engine *e = w->e;
-    if (!e->tap || w->mode == DSI_FORWARD_PLAN || w->status != DSI_OK) return;
+    if (!to_tap && !e->options.check_layers) return;
+    if (w->mode == DSI_FORWARD_PLAN || w->status != DSI_OK) return;
     uint64_t n = (uint64_t)t->ne[0], bytes = n * dsi_dtype_bytes(t->dtype);
     for (int64_t r = 0; r < t->ne[1] && w->status == DSI_OK; r++) {
         float *row = e->rows.tap_values + (uint64_t)r * n;
@@ -57,10 +68,12 @@ static void tap(walk *w, const char *name, const dsi_tensor *t) {
         uint64_t offset = t->offset + (uint64_t)(r * t->stride[1]) * dsi_dtype_bytes(t->dtype);
         w->status = e->backend->read(e->stream, raw, t->buf, offset, bytes);
         dsi_widen(t->dtype, raw, row, n);
+        if (e->options.check_layers) check_row(w, name, r, row, n);
     }
-    if (w->status == DSI_OK)
-        e->tap(e->tap_user, name, w->layer, e->rows.tap_values, (size_t)t->ne[1], (size_t)n);
+    if (w->status == DSI_OK && to_tap)
+        to_tap(e->tap_user, name, w->layer, e->rows.tap_values, (size_t)t->ne[1], (size_t)n);
 }
+static void tap(walk *w, const char *name, const dsi_tensor *t) { observe(w, name, t, w->e->tap); }
 
 /* Columns [first, first + n) of a tensor. */
 static dsi_tensor columns(const dsi_tensor *t, int64_t first, int64_t n) {
@@ -175,6 +188,7 @@ static void dense(walk *w, const dsi_placed_layer *l) {
     dsi_scratch *t = &w->t;
     submit(w, DSI_OP_LINEAR_SWIGLU, (const dsi_tensor *[]){&t->normed, &l->mlp[0], &l->mlp[1]}, 3,
            (dsi_tensor *[]){&t->ffn_hidden}, 1, NULL);
+    observe(w, "mlp.gate_proj or mlp.up_proj", &t->ffn_hidden, NULL);
     linear(w, "mlp.down_proj", &t->ffn_hidden, &l->mlp[2], NULL, &t->hidden, true);
 }
 
@@ -276,6 +290,7 @@ dsi_status dsi_forward(dsi_engine *e, dsi_forward_mode mode, uint64_t *workspace
 dsi_status dsi_forward_head(dsi_engine *e, dsi_forward_mode mode, uint32_t first, uint32_t n,
                             float *logits, uint64_t *workspace) {
     walk w = start(e, mode, e->options.chunk_tokens, n);
+    w.head_rows = e->rows.head_rows + first;
     send(&w, &w.t.head_rows, e->rows.head_rows + first, n * sizeof *e->rows.head_rows);
     submit(&w, DSI_OP_GATHER_ROWS, (const dsi_tensor *[]){&w.t.hidden, &w.t.head_rows}, 2,
            (dsi_tensor *[]){&w.t.head_hidden}, 1, NULL);

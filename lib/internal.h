@@ -14,6 +14,7 @@
 
 /* Blocks of a prompt that take the expanded form of attention as a whole (exact mode). */
 enum { DSI_PROMPT_BLOCK = 256 };
+enum { DSI_MAX_TOP_LOGPROBS = 20 };
 
 /* First member of every handle, so that dsi_last_error takes any of them. */
 typedef struct dsi_handle {
@@ -96,6 +97,13 @@ typedef struct dsi_scratch {
 /* ---- Engine
  * ---------------------------------------------------------------------------------------- */
 
+/* The first value of a session's rows that is not a finite number. */
+typedef struct dsi_broken {
+    const char *name; /* the official weight name it came out of; NULL: all are finite */
+    int32_t layer;    /* -1 outside the layers */
+    uint32_t position;
+} dsi_broken;
+
 /* The host side of one step's batch; arrays are sized at open. */
 typedef struct dsi_step_rows {
     uint32_t n_rows;
@@ -112,6 +120,8 @@ typedef struct dsi_step_rows {
     uint32_t *taken;    /* [max_sessions] rows of each session in the step */
     float *tap_values;  /* host copy of one tensor, when a tap is set */
     uint8_t *zero_page; /* what a released KV page is overwritten with */
+    uint8_t *page;      /* one page on its way from one place to another */
+    dsi_broken *broken; /* [max_sessions] of each session in the step */
 } dsi_step_rows;
 
 struct dsi_engine {
@@ -132,6 +142,7 @@ struct dsi_engine {
     int64_t kv_columns; /* elements of one cached row, padded to 64 bytes */
     uint32_t n_pages, n_free_pages, max_pages;
     int32_t *free_pages;
+    uint32_t *page_holders; /* [n_pages] sessions that hold a page */
     float softmax_scale;
     double rope_factor;
     dsi_tap_fn tap;
@@ -174,7 +185,9 @@ struct dsi_session {
     dsi_handle handle;
     dsi_engine *engine;
     dsi_session_options options;
+    /* the timeline */
     int32_t *tokens;   /* [max_context] computed, then queued */
+    uint8_t *sampled;  /* [max_context] 1: drawn by the sampler, 0: appended */
     uint32_t n_tokens; /* computed */
     uint32_t n_total;  /* computed and queued */
     uint32_t n_sealed; /* rows whose form of attention is decided */
@@ -183,11 +196,22 @@ struct dsi_session {
     uint32_t n_pages;
     float *logits; /* [logit_rows][vocab] of the last step */
     uint32_t logit_rows, n_logits, first_logit;
-    uint32_t n_sampled, finish;
+    dsi_broken broken; /* why the queued rows cannot be computed */
+    /* the sampler */
+    uint32_t n_sampled; /* draws so far: with the seed, the next random number */
+    uint32_t n_answer;  /* those since the last append: what max_tokens limits */
+    uint32_t finish;
     int32_t end_token;                /* the end token that was sampled, or -1 */
     struct dsi_candidate *candidates; /* [vocab] when sampling is not greedy */
-    _Atomic uint32_t cancel_flag;     /* dsi_session_cancel; cleared where a status reports it */
-    double deadline;                  /* on the clock of dsi_sys_seconds; 0: none */
+    float *penalized;                 /* [vocab] logits with penalties, if there are any */
+    uint32_t *seen;                   /* [vocab] zeros between two draws */
+    bool has_logprob;                 /* of the token sampled last */
+    float logprob;
+    uint32_t n_top;
+    dsi_token_logprob top[DSI_MAX_TOP_LOGPROBS];
+    /* who may go on */
+    _Atomic uint32_t cancel_flag; /* dsi_session_cancel; cleared where a status reports it */
+    double deadline;              /* on the clock of dsi_sys_seconds; 0: none */
     dsi_status outcome; /* of the last step: DSI_OK, or why this session was passed over */
     dsi_stream *stream; /* set from dsi_stream_open to its close: others are kept out */
     bool owns_engine;   /* made by dsi_open */
@@ -199,10 +223,15 @@ struct dsi_session {
     void (*on_event)(void *user, const dsi_event *event); /* the answer that runs, or NULL */
     void *event_user;
 };
+/* A session with these checked options, or those of its parent (then options is not looked at);
+ * *out is NULL on failure. What a session owns is allocated here alone, for dsi_session_open and
+ * dsi_session_fork, and freed in dsi_session_close alone. */
+dsi_status dsi_session_new(dsi_engine *engine, const dsi_session_options *options,
+                           const dsi_session *parent, dsi_session **out, dsi_error *error);
 /* May a public call work on this session? DSI_E_ARG for NULL, DSI_E_STATE while a stream owns it;
  * the message is set. */
 dsi_status dsi_session_enter(const dsi_session *session, const char *call);
-/* Why the session cannot be computed now: CANCELLED, TIMEOUT; its handle has the message. */
+/* Why the session cannot be computed now: CANCELLED, TIMEOUT, NAN; its handle has the message. */
 dsi_status dsi_session_hindrance(dsi_session *session);
 /* A status reports the hindrance to the caller: a cancel is over then. Returns `status`. */
 dsi_status dsi_session_report(dsi_session *session, dsi_status status);
@@ -215,8 +244,21 @@ dsi_status dsi_session_draw(dsi_session *session, int32_t *token);
 /* Every session that has rows in the running step was cancelled. */
 bool dsi_step_cancelled(const dsi_engine *engine);
 
-/* Gives the session the pages that hold rows 0..n_rows-1; all or nothing. Lock held. */
+/* dsi_session_rewind for whoever owns the session; n_tokens <= session->n_total (timeline.c). */
+void dsi_session_cut(dsi_session *session, uint32_t n_tokens);
+
+/* ---- KV pages (pages.c); the engine's lock is held
+ * --------------------------------------------- */
+
+/* Gives the session the pages that hold rows 0..n_rows-1, those from n_tokens on its own alone;
+ * DSI_E_CONTEXT if the pool has too few. */
 dsi_status dsi_session_reserve(dsi_session *session, uint32_t n_rows);
+/* Lets go of all pages but the first n_keep; the last holder zeroes a page. */
+void dsi_pages_release(dsi_session *session, uint32_t n_keep);
+/* Gives `to`, which has none, the pages of from's computed rows: full ones shared, the last one
+ * copied. On failure `to` may hold some. */
+dsi_status dsi_pages_share(dsi_session *from, dsi_session *to);
+
 /* Decides the form of attention of what is queued and not decided yet. */
 void dsi_session_seal(dsi_session *session);
 
@@ -256,11 +298,25 @@ dsi_status dsi_answer_advance(dsi_answer *answer, bool *done);
 /* The last events; status: why the answer ended. Nobody listens afterwards. */
 void dsi_answer_end(dsi_answer *answer, dsi_status status);
 
+/* ---- Sampling (sample.c)
+ * --------------------------------------------- */
+
 typedef struct dsi_candidate {
     float logit;
     int32_t token;
 } dsi_candidate;
-/* Picks a token from logits [n] (sample.c). draw is the index of the sampled token: with the seed
+/* Does `options` ask for any penalty? */
+bool dsi_has_penalty(const dsi_session_options *options);
+/* Writes logits [n] with the penalties for the timeline tokens [n_tokens] (sampled: which of them
+ * the sampler drew) to `out`. seen [n] is zero before and after. */
+void dsi_penalize(const dsi_session_options *options, const int32_t *tokens, const uint8_t *sampled,
+                  uint32_t n_tokens, const float *logits, uint32_t n, uint32_t *seen, float *out);
+/* The log-probability of `token`, and the n_top likeliest of n (finite) logits, best first; of
+ * equal ones the lower id first. Returns how many there are in top. */
+float dsi_logprob(const float *logits, uint32_t n, int32_t token);
+uint32_t dsi_top_logprobs(const float *logits, uint32_t n, uint32_t n_top, dsi_token_logprob *top);
+bool dsi_all_finite(const float *values, uint64_t n);
+/* Picks a token from logits [n]. draw is the index of the sampled token: with the seed
  * it alone decides the random number. candidates [n] may be NULL when temperature is 0.
  * DSI_E_NAN if a logit is not finite. */
 dsi_status dsi_sample(const dsi_session_options *options, const float *logits, uint32_t n,

@@ -1,9 +1,11 @@
-/* sample.c: picks a token from logits: greedy, or temperature, top-k, top-p, min-p in this order.
+/* sample.c: picks a token from logits: penalties, then greedy, or temperature, top-k, top-p, min-p
+ * in this order; log-probabilities.
  * The random number depends on the seed and the index of the draw alone, so an answer can be
  * replayed from its request. */
 #include "internal.h"
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* splitmix64 (Steele, Lea and Flood 2014): a good 64-bit mix of seed and index. */
 static uint64_t mix64(uint64_t x) {
@@ -43,6 +45,13 @@ static uint32_t truncate(const dsi_session_options *o, const dsi_candidate *c, u
     return n_kept;
 }
 
+/* Adding the values of x * 0 is a NaN if any of them is not finite: no branch per value. */
+bool dsi_all_finite(const float *values, uint64_t n) {
+    float sum = 0;
+    for (uint64_t i = 0; i < n; i++) sum += values[i] * 0;
+    return sum == 0;
+}
+
 dsi_status dsi_sample(const dsi_session_options *options, const float *logits, uint32_t n,
                       uint64_t draw, dsi_candidate *candidates, int32_t *token, dsi_error *error) {
     uint32_t best = 0;
@@ -71,4 +80,69 @@ dsi_status dsi_sample(const dsi_session_options *options, const float *logits, u
         if (left < 0) break;
     }
     return DSI_OK;
+}
+
+/* ---- Penalties
+ * ------------------------------------------------------------------------------------------ */
+
+bool dsi_has_penalty(const dsi_session_options *o) {
+    return o->repetition_penalty != 1 || o->presence_penalty != 0 || o->frequency_penalty != 0;
+}
+
+/* One token of the window that was sampled n_sampled times. The order of the three is that of
+ * servers which offer them together. */
+static float penalized(const dsi_session_options *o, float logit, uint32_t n_sampled) {
+    if (o->repetition_penalty != 1)
+        logit = logit > 0 ? logit / o->repetition_penalty : logit * o->repetition_penalty;
+    logit -= o->frequency_penalty * (float)n_sampled;
+    return n_sampled ? logit - o->presence_penalty : logit;
+}
+
+/* seen[token]: 1 + how often it was sampled. The second pass takes each token once and leaves zeros
+ * behind, so that the cost is that of the window, not of the vocabulary. */
+void dsi_penalize(const dsi_session_options *o, const int32_t *tokens, const uint8_t *sampled,
+                  uint32_t n_tokens, const float *logits, uint32_t n, uint32_t *seen, float *out) {
+    uint32_t window = o->penalty_window, first = 0;
+    if (window && window < n_tokens) first = n_tokens - window;
+    memcpy(out, logits, n * sizeof *out);
+    for (uint32_t i = first; i < n_tokens; i++) {
+        uint32_t *count = &seen[tokens[i]];
+        if (*count == 0) *count = 1;
+        *count += sampled[i];
+    }
+    for (uint32_t i = first; i < n_tokens; i++) {
+        int32_t t = tokens[i];
+        if (seen[t]) out[t] = penalized(o, out[t], seen[t] - 1);
+        seen[t] = 0;
+    }
+}
+
+/* ---- Log-probabilities
+ * ------------------------------------------------------------------------------------------ */
+
+static double log_sum_exp(const float *logits, uint32_t n) {
+    double best = (double)logits[0], sum = 0;
+    for (uint32_t i = 1; i < n; i++)
+        if (logits[i] > best) best = logits[i];
+    for (uint32_t i = 0; i < n; i++) sum += exp(logits[i] - best);
+    return best + log(sum);
+}
+
+float dsi_logprob(const float *logits, uint32_t n, int32_t token) {
+    return (float)(logits[token] - log_sum_exp(logits, n));
+}
+
+uint32_t dsi_top_logprobs(const float *logits, uint32_t n, uint32_t n_top, dsi_token_logprob *top) {
+    uint32_t n_have = 0;
+    if (!n_top) return 0;
+    for (uint32_t i = 0; i < n; i++) {
+        /* most tokens end here; equal ones stay behind those that came before */
+        if (n_have == n_top && !(logits[i] > top[n_have - 1].logprob)) continue;
+        uint32_t at = n_have < n_top ? n_have++ : n_top - 1;
+        for (; at > 0 && logits[i] > top[at - 1].logprob; at--) top[at] = top[at - 1];
+        top[at] = (dsi_token_logprob){(int32_t)i, logits[i]};
+    }
+    double total = log_sum_exp(logits, n);
+    for (uint32_t i = 0; i < n_have; i++) top[i].logprob = (float)(top[i].logprob - total);
+    return n_have;
 }

@@ -1,108 +1,128 @@
 /* session.c: dsi_session: a timeline of tokens, its KV pages, its sampler. */
 #include "internal.h"
-#include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 void dsi_session_options_init(dsi_session_options *options) {
-    *options = (dsi_session_options){.struct_size = sizeof *options, .top_p = 1};
+    *options =
+        (dsi_session_options){.struct_size = sizeof *options, .top_p = 1, .repetition_penalty = 1};
 }
 
-static dsi_status check_options(dsi_session *s) {
-    const dsi_session_options *o = &s->options;
-    dsi_error *error = &s->handle.error;
-    if (!(o->temperature >= 0) || o->temperature > 100)
-        return dsi_fail(error, DSI_E_ARG, "temperature is %g; it may be 0 (greedy) to 100",
-                        (double)o->temperature);
-    if (!(o->top_p > 0) || o->top_p > 1)
-        return dsi_fail(error, DSI_E_ARG, "top_p is %g; it may be above 0 to 1", (double)o->top_p);
-    if (!(o->min_p >= 0) || o->min_p >= 1)
-        return dsi_fail(error, DSI_E_ARG, "min_p is %g; it may be 0 to below 1", (double)o->min_p);
+static dsi_status check_options(const dsi_session_options *o, dsi_error *error) {
+    const struct {
+        const char *name, *range;
+        float value;
+        bool ok;
+    } numbers[] = {{"temperature", "0 (greedy) to 100", o->temperature,
+                    o->temperature >= 0 && o->temperature <= 100},
+                   {"top_p", "above 0 to 1", o->top_p, o->top_p > 0 && o->top_p <= 1},
+                   {"min_p", "0 to below 1", o->min_p, o->min_p >= 0 && o->min_p < 1},
+                   {"repetition_penalty", "above 0 to 10, where 1 is none", o->repetition_penalty,
+                    o->repetition_penalty > 0 && o->repetition_penalty <= 10},
+                   {"presence_penalty", "-2 to 2", o->presence_penalty,
+                    o->presence_penalty >= -2 && o->presence_penalty <= 2},
+                   {"frequency_penalty", "-2 to 2", o->frequency_penalty,
+                    o->frequency_penalty >= -2 && o->frequency_penalty <= 2},
+                   {"all_logits", "0 or 1", (float)o->all_logits, o->all_logits <= 1},
+                   {"ignore_end", "0 or 1", (float)o->ignore_end, o->ignore_end <= 1},
+                   {"logprobs", "0 or 1", (float)o->logprobs, o->logprobs <= 1},
+                   {"top_logprobs", "0 to 20", (float)o->top_logprobs,
+                    o->top_logprobs <= DSI_MAX_TOP_LOGPROBS}};
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+        if (!numbers[i].ok) /* NaN is in no range */
+            return dsi_fail(error, DSI_E_ARG, "%s is %g; it may be %s", numbers[i].name,
+                            (double)numbers[i].value, numbers[i].range);
+    if (o->top_logprobs && !o->logprobs)
+        return dsi_fail(error, DSI_E_ARG, "top_logprobs is %u with logprobs 0; set logprobs to 1",
+                        o->top_logprobs);
     return DSI_OK;
 }
+
+/* ---- Open and close
+ * ------------------------------------------------------------------------------------------ */
 
 static dsi_status allocate(dsi_session *s) {
     const dsi_engine *e = s->engine;
+    const dsi_session_options *o = &s->options;
     uint64_t vocab = e->model->config.vocab_size;
-    s->logit_rows = s->options.all_logits ? e->options.chunk_tokens : 1;
+    bool drawn = o->temperature > 0, penalties = dsi_has_penalty(o);
+    s->logit_rows = o->all_logits ? e->options.chunk_tokens : 1;
     s->tokens = dsi_sys_calloc(e->options.max_context, sizeof *s->tokens);
+    s->sampled = dsi_sys_calloc(e->options.max_context, 1);
     s->expanded = dsi_sys_calloc(e->options.max_context / DSI_PROMPT_BLOCK + 1, 1);
     s->pages = dsi_sys_calloc(e->max_pages, sizeof *s->pages);
     s->logits = dsi_sys_calloc(s->logit_rows, vocab * sizeof *s->logits);
-    if (s->options.temperature > 0) s->candidates = dsi_sys_calloc(vocab, sizeof *s->candidates);
-    if (!s->tokens || !s->expanded || !s->pages || !s->logits ||
-        (s->options.temperature > 0 && !s->candidates))
-        return dsi_fail(&s->handle.error, DSI_E_NOMEM, "no memory for a session of %u tokens",
-                        e->options.max_context);
-    return DSI_OK;
+    if (drawn) s->candidates = dsi_sys_calloc(vocab, sizeof *s->candidates);
+    if (penalties) s->penalized = dsi_sys_calloc(vocab, sizeof *s->penalized);
+    if (penalties) s->seen = dsi_sys_calloc(vocab, sizeof *s->seen);
+    if (s->tokens && s->sampled && s->expanded && s->pages && s->logits &&
+        (!drawn || s->candidates) && (!penalties || (s->penalized && s->seen)))
+        return DSI_OK;
+    return dsi_fail(&s->handle.error, DSI_E_NOMEM,
+                    "no memory for a session of %u tokens; close sessions or open the engine with "
+                    "a smaller max_context",
+                    e->options.max_context);
+}
+
+/* Stop strings and the marks of reasoning: checked and found, or copied from the parent. */
+static dsi_status open_answer(dsi_session *s, const dsi_session *parent) {
+    if (!parent) return dsi_answer_open(s);
+    s->think_open = parent->think_open;
+    s->think_close = parent->think_close;
+    if (parent->stop) s->stop = dsi_stop_copy(parent->stop);
+    if (!parent->stop || s->stop) return DSI_OK;
+    return dsi_fail(&s->handle.error, DSI_E_NOMEM, "no memory for the stop strings");
+}
+
+dsi_status dsi_session_new(dsi_engine *engine, const dsi_session_options *options,
+                           const dsi_session *parent, dsi_session **out, dsi_error *error) {
+    DSI_MEMORY_SCOPE(SESSIONS);
+    *out = NULL;
+    dsi_session *s = dsi_sys_calloc(1, sizeof *s);
+    if (!s) return dsi_fail(error, DSI_E_NOMEM, "no memory for a session handle");
+    s->engine = engine;
+    s->end_token = -1;
+    s->options = parent ? parent->options : *options;
+    dsi_status st = open_answer(s, parent);
+    if (st == DSI_OK) st = allocate(s);
+    if (st == DSI_OK) {
+        *out = s;
+        return st;
+    }
+    *error = s->handle.error;
+    dsi_session_close(s);
+    return st;
 }
 
 dsi_status dsi_session_open(dsi_engine *engine, const dsi_session_options *options,
                             dsi_session **out) {
-    DSI_MEMORY_SCOPE(SESSIONS);
+    dsi_error *error = dsi_thread_error();
     if (!engine || !out)
-        return dsi_fail(dsi_thread_error(), DSI_E_ARG,
-                        "dsi_session_open: engine or session is NULL");
+        return dsi_fail(error, DSI_E_ARG, "dsi_session_open: engine or session is NULL");
     *out = NULL;
-    dsi_session *s = dsi_sys_calloc(1, sizeof *s);
-    if (!s) return dsi_fail(dsi_thread_error(), DSI_E_NOMEM, "no memory for a session handle");
-    s->engine = engine;
-    s->end_token = -1;
-    dsi_session_options_init(&s->options);
-    dsi_status st = dsi_copy_options(&s->options, sizeof s->options, options, "dsi_session_options",
-                                     &s->handle.error);
-    if (st == DSI_OK) st = check_options(s);
-    if (st == DSI_OK) st = dsi_answer_open(s);
-    if (st == DSI_OK) st = allocate(s);
-    if (st != DSI_OK) {
-        *dsi_thread_error() = s->handle.error;
-        dsi_session_close(s);
-        return st;
-    }
-    *out = s;
-    return DSI_OK;
-}
-
-/* Overwrites the pages before others may have them: one tenant never sees another's latents. */
-static void release_pages(dsi_session *s) {
-    dsi_engine *e = s->engine;
-    uint64_t bytes = dsi_kv_page_bytes(e);
-    pthread_mutex_lock(&e->lock);
-    for (uint32_t i = 0; i < s->n_pages; i++) {
-        for (uint32_t l = 0; l < e->model->config.n_layers; l++) {
-            dsi_tensor kv = dsi_kv_layer(e, l);
-            e->backend->write(e->stream, e->kv, kv.offset + (uint64_t)s->pages[i] * bytes,
-                              e->rows.zero_page, bytes);
-        }
-        e->free_pages[e->n_free_pages++] = s->pages[i];
-    }
-    pthread_mutex_unlock(&e->lock);
+    dsi_session_options all;
+    dsi_session_options_init(&all);
+    dsi_status st = dsi_copy_options(&all, sizeof all, options, "dsi_session_options", error);
+    if (st == DSI_OK) st = check_options(&all, error);
+    return st == DSI_OK ? dsi_session_new(engine, &all, NULL, out, error) : st;
 }
 
 void dsi_session_close(dsi_session *s) {
     if (!s) return;
-    if (s->n_pages) release_pages(s);
-    dsi_sys_free(s->tokens);
-    dsi_sys_free(s->expanded);
-    dsi_sys_free(s->pages);
-    dsi_sys_free(s->logits);
-    dsi_sys_free(s->candidates);
+    if (s->n_pages) {
+        pthread_mutex_lock(&s->engine->lock);
+        dsi_pages_release(s, 0);
+        pthread_mutex_unlock(&s->engine->lock);
+    }
+    void *blocks[] = {s->tokens, s->sampled,    s->expanded,  s->pages,
+                      s->logits, s->candidates, s->penalized, s->seen};
+    for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) dsi_sys_free(blocks[i]);
     dsi_stop_free(s->stop);
     dsi_sys_free(s);
 }
 
-dsi_status dsi_session_reserve(dsi_session *s, uint32_t n_rows) {
-    dsi_engine *e = s->engine;
-    uint32_t need = (uint32_t)dsi_ceil_div(n_rows, DSI_PAGE_ROWS);
-    if (need > s->n_pages + e->n_free_pages)
-        return dsi_fail(&s->handle.error, DSI_E_CONTEXT,
-                        "the KV pool is full: this session needs %u more pages of %d tokens, %u of "
-                        "%u are free; close sessions or open the engine with more kv_tokens (now "
-                        "%u)",
-                        need - s->n_pages, DSI_PAGE_ROWS, e->n_free_pages, e->n_pages,
-                        e->options.kv_tokens);
-    while (s->n_pages < need) s->pages[s->n_pages++] = e->free_pages[--e->n_free_pages];
-    return DSI_OK;
-}
+/* ---- The timeline grows
+ * ------------------------------------------------------------------------------------------ */
 
 /* Exact mode: whether a row is expanded must not depend on how its prompt is cut into steps. So the
  * form of all that is queued is decided at once, when the first step after the append begins: whole
@@ -141,6 +161,23 @@ dsi_status dsi_session_set_deadline(dsi_session *s, double seconds) {
     return DSI_OK;
 }
 
+static dsi_status fail_broken(dsi_session *s) {
+    const dsi_broken *b = &s->broken;
+    if (!s->engine->options.check_layers)
+        return dsi_fail(&s->handle.error, DSI_E_NAN,
+                        "a logit of the token at position %u is not a finite number: the weights "
+                        "or the cached rows are damaged; check the checkpoint (dsinfer verify); "
+                        "with the engine option check_layers the message names the layer",
+                        b->position);
+    char layer[32] = "";
+    if (b->layer >= 0) snprintf(layer, sizeof layer, "layer %d: ", b->layer);
+    return dsi_fail(&s->handle.error, DSI_E_NAN,
+                    "%s%s gives a number that is not finite for token %d at position %u, the first "
+                    "to do so: its weights are damaged, or its input is beyond what the number "
+                    "format holds; check the checkpoint (dsinfer verify)",
+                    layer, b->name, s->tokens[b->position], b->position);
+}
+
 dsi_status dsi_session_hindrance(dsi_session *s) {
     dsi_error *error = &s->handle.error;
     if (atomic_load(&s->cancel_flag))
@@ -152,7 +189,7 @@ dsi_status dsi_session_hindrance(dsi_session *s) {
                         "the deadline has passed with %u tokens computed and %u queued; "
                         "dsi_session_set_deadline gives more time, 0 removes the limit",
                         s->n_tokens, s->n_total - s->n_tokens);
-    return DSI_OK;
+    return s->broken.name ? fail_broken(s) : DSI_OK;
 }
 
 dsi_status dsi_session_report(dsi_session *s, dsi_status status) {
@@ -184,7 +221,11 @@ dsi_status dsi_session_append(dsi_session *s, const int32_t *tokens, size_t n_to
                             vocab - 1);
     if (n_tokens) memcpy(s->tokens + s->n_total, tokens, n_tokens * sizeof *tokens);
     s->n_total += (uint32_t)n_tokens;
-    if (n_tokens) dsi_answer_rebuild(s, s->n_total);
+    if (n_tokens == 0) return DSI_OK;
+    s->n_answer = 0;
+    s->finish = DSI_FINISH_NONE;
+    s->end_token = -1;
+    dsi_answer_rebuild(s, s->n_total);
     return DSI_OK;
 }
 
@@ -195,34 +236,59 @@ static bool is_end_token(const dsi_session *s, int32_t token) {
     return false;
 }
 
+/* Keeps what the option logprobs asks for, of raw logits. */
+static void keep_logprobs(dsi_session *s, const float *logits, uint32_t vocab, int32_t token) {
+    if (!s->options.logprobs) return;
+    s->logprob = dsi_logprob(logits, vocab, token);
+    s->n_top = dsi_top_logprobs(logits, vocab, s->options.top_logprobs, s->top);
+    s->has_logprob = true;
+}
+
+/* The timeline gets the token; without room for it the session is finished. */
+static void push_sampled(dsi_session *s, int32_t token) {
+    uint32_t max_context = s->engine->options.max_context;
+    bool stopped = dsi_answer_token(s, token);
+    if (s->n_total < max_context) {
+        s->sampled[s->n_total] = 1;
+        s->tokens[s->n_total++] = token;
+    }
+    s->n_sampled++, s->n_answer++;
+    bool enough = s->options.max_tokens && s->n_answer >= s->options.max_tokens;
+    if (enough || s->n_total == max_context) {
+        s->finish = DSI_FINISH_LENGTH;
+        stopped |= dsi_answer_finish(s);
+    }
+    if (stopped) s->finish = DSI_FINISH_STOP_TEXT;
+}
+
 dsi_status dsi_session_draw(dsi_session *s, int32_t *token) {
     *token = -1;
     if (s->finish != DSI_FINISH_NONE) return DSI_OK;
+    if (s->broken.name) return fail_broken(s);
     if (s->n_tokens != s->n_total || !s->n_logits)
         return dsi_fail(&s->handle.error, DSI_E_STATE,
                         "%u tokens are queued and %u rows of logits are there; append tokens and "
                         "step first",
                         s->n_total - s->n_tokens, s->n_logits);
     uint32_t vocab = s->engine->model->config.vocab_size;
-    const float *last = s->logits + (uint64_t)(s->n_logits - 1) * vocab;
+    const float *last = s->logits + (uint64_t)(s->n_logits - 1) * vocab, *logits = last;
+    if (s->penalized) {
+        dsi_penalize(&s->options, s->tokens, s->sampled, s->n_total, last, vocab, s->seen,
+                     s->penalized);
+        logits = s->penalized;
+    }
     int32_t picked;
-    dsi_status st = dsi_sample(&s->options, last, vocab, s->n_sampled, s->candidates, &picked,
+    dsi_status st = dsi_sample(&s->options, logits, vocab, s->n_sampled, s->candidates, &picked,
                                &s->handle.error);
     if (st != DSI_OK) return st;
+    keep_logprobs(s, last, vocab, picked);
     if (!s->options.ignore_end && is_end_token(s, picked)) {
         s->end_token = picked;
         s->finish = dsi_answer_finish(s) ? DSI_FINISH_STOP_TEXT : DSI_FINISH_STOP;
         return DSI_OK;
     }
-    s->n_sampled++;
+    push_sampled(s, picked);
     *token = picked;
-    bool stopped = dsi_answer_token(s, picked);
-    if (s->n_total < s->engine->options.max_context) s->tokens[s->n_total++] = picked;
-    if (s->n_sampled == s->options.max_tokens || s->n_total == s->engine->options.max_context) {
-        s->finish = DSI_FINISH_LENGTH;
-        stopped |= dsi_answer_finish(s);
-    }
-    if (stopped) s->finish = DSI_FINISH_STOP_TEXT;
     return DSI_OK;
 }
 
@@ -255,6 +321,24 @@ dsi_status dsi_session_tokens(const dsi_session *s, const int32_t **tokens, size
                         "dsi_session_tokens: tokens or n_tokens is NULL");
     *tokens = s->tokens;
     *n_tokens = s->n_total;
+    return DSI_OK;
+}
+
+dsi_status dsi_session_logprobs(const dsi_session *session, float *logprob,
+                                const dsi_token_logprob **top, size_t *n_top) {
+    dsi_session *s = (dsi_session *)(uintptr_t)session; /* only its message is written */
+    dsi_status st = dsi_session_enter(s, "dsi_session_logprobs");
+    if (st != DSI_OK) return st;
+    if (!logprob)
+        return dsi_fail(&s->handle.error, DSI_E_ARG, "dsi_session_logprobs: logprob is NULL");
+    if (!s->has_logprob)
+        return dsi_fail(&s->handle.error, DSI_E_STATE,
+                        s->options.logprobs
+                            ? "dsi_session_logprobs: no token was sampled since the last step"
+                            : "dsi_session_logprobs: open the session with the option logprobs 1");
+    *logprob = s->logprob;
+    if (top) *top = s->top;
+    if (n_top) *n_top = s->n_top;
     return DSI_OK;
 }
 

@@ -76,6 +76,7 @@ static void collect_rows(dsi_engine *e) {
     for (uint32_t i = 0; i < r->n_sessions; i++) {
         dsi_session *s = r->sessions[i];
         r->taken[i] = 0;
+        r->broken[i] = (dsi_broken){0};
         s->outcome = s->n_total > s->n_tokens ? dsi_session_hindrance(s) : DSI_OK;
     }
     for (int prompts = 0; prompts < 2; prompts++)
@@ -89,21 +90,28 @@ static void collect_rows(dsi_engine *e) {
         }
 }
 
+/* Copies a row of logits to its session and looks for what is not a number. */
+static void hand_out(dsi_engine *e, uint32_t head, const float *logits) {
+    dsi_step_rows *r = &e->rows;
+    uint32_t seq = r->head_seq[head], vocab = e->model->config.vocab_size;
+    dsi_session *s = r->sessions[seq];
+    float *to = s->logits + (uint64_t)s->n_logits++ * vocab;
+    memcpy(to, logits, vocab * sizeof *to);
+    if (!r->broken[seq].name && !dsi_all_finite(to, vocab))
+        r->broken[seq] = (dsi_broken){"lm_head", -1, (uint32_t)r->position[r->head_rows[head]]};
+}
+
 static dsi_status compute_heads(dsi_engine *e) {
     dsi_step_rows *r = &e->rows;
     uint64_t vocab = e->model->config.vocab_size;
     for (uint32_t i = 0; i < r->n_sessions; i++)
-        if (r->taken[i]) r->sessions[i]->n_logits = 0;
+        if (r->taken[i]) r->sessions[i]->n_logits = 0, r->sessions[i]->has_logprob = false;
     for (uint32_t first = 0; first < r->n_head_rows;) {
         uint32_t n = r->n_head_rows - first;
         if (n > e->options.max_sessions) n = e->options.max_sessions;
         dsi_status st = dsi_forward_head(e, DSI_FORWARD_RUN, first, n, r->head_logits, NULL);
         if (st != DSI_OK) return st;
-        for (uint32_t i = 0; i < n; i++) {
-            dsi_session *s = r->sessions[r->head_seq[first + i]];
-            memcpy(s->logits + s->n_logits++ * vocab, r->head_logits + i * vocab,
-                   vocab * sizeof *s->logits);
-        }
+        for (uint32_t i = 0; i < n; i++) hand_out(e, first + i, r->head_logits + i * vocab);
         first += n;
     }
     return DSI_OK;
@@ -136,6 +144,26 @@ static dsi_status conclude(dsi_engine *e, size_t *n_rows) {
     return first->outcome;
 }
 
+/* What became of the rows of one session in a step that ended with `st`. Only a success moves
+ * n_tokens: the rows of any other are computed again, or never. */
+static void settle(dsi_engine *e, uint32_t i, dsi_status st) {
+    dsi_session *s = e->rows.sessions[i];
+    if (st == DSI_OK && !e->rows.broken[i].name) {
+        s->n_tokens += e->rows.taken[i];
+        s->first_logit = s->n_tokens - s->n_logits;
+    } else if (st == DSI_OK) {
+        s->broken = e->rows.broken[i];
+        s->n_logits = 0;
+        s->outcome = dsi_session_hindrance(s);
+    } else if (st == DSI_E_CANCELLED) {
+        s->outcome = dsi_session_hindrance(s);
+    } else {
+        s->n_logits = 0;
+        s->outcome = st;
+        s->handle.error = e->handle.error;
+    }
+}
+
 static dsi_status step(dsi_engine *e, size_t *n_rows) {
     dsi_step_rows *r = &e->rows;
     dsi_status st = DSI_OK;
@@ -143,20 +171,8 @@ static dsi_status step(dsi_engine *e, size_t *n_rows) {
     if (r->n_rows) st = dsi_forward(e, DSI_FORWARD_RUN, NULL);
     if (r->n_rows && st == DSI_OK) st = compute_heads(e);
     if (r->n_rows && st == DSI_OK) st = e->backend->stream_sync(e->stream, UINT32_MAX);
-    for (uint32_t i = 0; i < r->n_sessions; i++) {
-        dsi_session *s = r->sessions[i];
-        if (!r->taken[i]) continue;
-        if (st == DSI_E_CANCELLED) {
-            s->outcome = dsi_session_hindrance(s);
-        } else if (st != DSI_OK) {
-            s->outcome = st;
-            s->n_logits = 0;
-            s->handle.error = e->handle.error;
-        } else {
-            s->n_tokens += r->taken[i];
-            s->first_logit = s->n_tokens - s->n_logits;
-        }
-    }
+    for (uint32_t i = 0; i < r->n_sessions; i++)
+        if (r->taken[i]) settle(e, i, st);
     return st == DSI_OK || st == DSI_E_CANCELLED ? conclude(e, n_rows) : st;
 }
 

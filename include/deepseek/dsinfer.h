@@ -277,7 +277,7 @@ typedef struct dsi_session_options {
     float temperature;   /* default 0: greedy, the lowest token id wins ties */
     float top_p;         /* keep the smallest set with this probability; default 1 */
     float min_p;         /* drop tokens below min_p * best probability; default 0 */
-    uint32_t max_tokens; /* sampled tokens; default 0: until the context is full */
+    uint32_t max_tokens; /* sampled since the last append; default 0: until the context is full */
     uint64_t seed;       /* same seed, same prompt, same answer; default 0 */
     uint32_t all_logits; /* 1: keep the logits of every row of a step, not the last only */
     uint32_t ignore_end; /* 1: end tokens do not finish the session; default 0 */
@@ -302,7 +302,8 @@ DSI_API dsi_status dsi_session_open(dsi_engine *engine, const dsi_session_option
                                     dsi_session **session);
 DSI_API void dsi_session_close(dsi_session *session); /* NULL is allowed */
 
-/* Queues tokens; nothing is computed yet. All tokens queued when a step starts are one prompt.
+/* Queues tokens; nothing is computed yet. All tokens queued when a step starts are one prompt. A
+ * finished session (dsi_session_finish) goes on.
  * Errors: ARG (a token id outside the vocabulary), CONTEXT. */
 DSI_API dsi_status dsi_session_append(dsi_session *session, const int32_t *tokens, size_t n_tokens);
 
@@ -313,7 +314,10 @@ DSI_API dsi_status dsi_session_next(dsi_session *session, int32_t *token);
 /* One ragged batch over several sessions of one engine: up to chunk_tokens queued rows, taken from
  * the sessions in order, decode rows first. Sessions without queued tokens are passed over.
  * In exact mode a row's logits do not depend on the other rows. *n_rows (may be NULL) gets the
- * number of rows computed. Errors: ARG, CONTEXT (KV pool empty), NAN, DEVICE. */
+ * number of rows computed. A session that is cancelled, late, without a free page or with numbers
+ * that are not finite is passed over: its tokens stay queued and dsi_last_error(session) says why;
+ * its status is returned if nothing else could be computed.
+ * Errors: ARG, CONTEXT (KV pool empty), NAN, CANCELLED, TIMEOUT, DEVICE. */
 DSI_API dsi_status dsi_engine_step(dsi_engine *engine, dsi_session *const *sessions,
                                    size_t n_sessions, size_t *n_rows);
 
