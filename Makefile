@@ -172,8 +172,8 @@ $(filter-out $(BUILD)/dsinfer,$(programs)): $(BUILD)/%: $(BUILD)/obj/tools/%.o $
 	$(step) LD $@
 	$(Q)$(call link,$<)
 
-# The command's own files without its main(), for the test that reads its tables.
-$(BUILD)/tests/test_pages: $(filter-out %/main.o,$(dsinfer_obj))
+# The command's own files without its main(), for the tests that call them.
+$(BUILD)/tests/test_pages $(BUILD)/tests/test_doctor: $(filter-out %/main.o,$(dsinfer_obj))
 $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(static_lib)
 	$(step) LD $@
 	@mkdir -p $(@D)

@@ -16,12 +16,14 @@ enum {
     CLI_TOKENIZE = 1 << 1,
     CLI_INSPECT = 1 << 2,
     CLI_VERIFY = 1 << 3,
+    CLI_DOCTOR = 1 << 9,
     CLI_COMPLETION = 1 << 10,
     CLI_MAN = 1 << 11,
     CLI_HELP = 1 << 12,
     CLI_ASKS = CLI_RUN,                                 /* commands that let the model answer */
     CLI_COMPUTES = CLI_ASKS | CLI_INSPECT | CLI_VERIFY, /* commands with an engine or its plan */
-    CLI_READS = CLI_COMPUTES | CLI_TOKENIZE,            /* commands that read a model */
+    CLI_PLANS = CLI_COMPUTES | CLI_DOCTOR,              /* commands with an engine's options */
+    CLI_READS = CLI_PLANS | CLI_TOKENIZE,               /* commands that read a model */
     CLI_ANY = CLI_READS | CLI_COMPLETION | CLI_MAN | CLI_HELP
 };
 typedef struct cli_options {
@@ -197,6 +199,7 @@ int cli_run(const cli_options *options);
 int cli_tokenize(const cli_options *options);
 int cli_inspect(const cli_options *options);
 int cli_verify(const cli_options *options);
+int cli_doctor(const cli_options *options);
 int cli_completion(const cli_options *options);
 int cli_man(const cli_options *options);
 int cli_help(const cli_options *options);
