@@ -47,8 +47,10 @@ static dsi_status open_tokenizer(dsi_model *model, const char *dir, dsi_error *e
     int n = snprintf(path, sizeof path, "%s/tokenizer.json", dir);
     if (n < 0 || (size_t)n >= sizeof path)
         return dsi_fail(error, DSI_E_ARG, "the path of the checkpoint has over 4,000 characters");
-    if (!dsi_sys_is_file(path)) return DSI_OK;
-    dsi_status st = dsi_tokenizer_open(path, &model->tokenizer, error);
+    dsi_sys_sort sort;
+    dsi_status st = dsi_sys_look(path, &sort, error);
+    if (st != DSI_OK || sort != DSI_SORT_FILE) return st;
+    st = dsi_tokenizer_open(path, &model->tokenizer, error);
     if (st == DSI_E_UNSUPPORTED) {
         /* a tokenizer of another family: tokens in, tokens out still works */
         model->tokenizer_error = *error;
@@ -64,24 +66,26 @@ static dsi_status open_tokenizer(dsi_model *model, const char *dir, dsi_error *e
     snprintf(path, sizeof path, "%s/tokenizer_config.json", dir);
     char *text = NULL;
     uint64_t n_bytes = 0;
-    if (dsi_sys_is_file(path)) {
+    st = dsi_sys_look(path, &sort, error);
+    if (st == DSI_OK && sort == DSI_SORT_FILE)
         st = dsi_sys_read_file(path, MAX_TOKENIZER_CONFIG_BYTES, &text, &n_bytes, error);
-        if (st != DSI_OK) return st;
-    }
-    model->chat = dsi_chat_choose(model->tokenizer, text, n_bytes);
+    if (st == DSI_OK) st = dsi_chat_choose(model->tokenizer, text, n_bytes, &model->chat, error);
     dsi_sys_free(text);
-    return DSI_OK;
+    return st;
 }
 
 static dsi_status open_parts(dsi_model *model, const char *path, const dsi_model_options *options,
                              dsi_error *error) {
     load_progress progress = {options->progress, options->progress_user};
-    if (!dsi_sys_is_dir(path))
+    dsi_sys_sort sort;
+    dsi_status st = dsi_sys_look(path, &sort, error);
+    if (st != DSI_OK) return st;
+    if (sort != DSI_SORT_FOLDER)
         return dsi_fail(error, DSI_E_IO,
                         "'%s' is not a folder; give the checkpoint folder that holds config.json "
                         "and model.safetensors",
                         path);
-    dsi_status st = dsi_config_load(path, &model->config, error);
+    st = dsi_config_load(path, &model->config, error);
     if (st == DSI_OK)
         st = dsi_checkpoint_open(path, options->progress ? report_load : NULL, &progress,
                                  &model->checkpoint, error);

@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "../lib/base/fault.h"
 #include "../lib/text/text.h"
 
 #include <deepseek/dsinfer.h>
@@ -59,7 +60,28 @@ static int close_tokenizers(void **state) {
 }
 
 static const dsi_chat_template *choose(const dsi_tokenizer *tokenizer, const char *config) {
-    return dsi_chat_choose(tokenizer, config, config ? strlen(config) : 0);
+    const dsi_chat_template *chat;
+    assert_int_equal(dsi_chat_choose(tokenizer, config, config ? strlen(config) : 0, &chat, NULL),
+                     DSI_OK);
+    return chat;
+}
+
+/* No memory to read the template is an error, not a checkpoint without one. */
+static void test_choose_without_memory(void **state) {
+    (void)state;
+    static const char config[] = "{\"chat_template\": \"\\n<｜User｜><｜Assistant｜>\"}";
+    const dsi_chat_template *chat;
+    dsi_error error = {0};
+    assert_non_null(choose(deepseek, config));
+    static const dsi_call kinds[] = {DSI_CALL_REALLOC, DSI_CALL_CALLOC};
+    for (int i = 0; i < 2; i++) {
+        dsi_fault_arm(&(dsi_fault){.kind = kinds[i], .nth = 1, .onwards = true});
+        dsi_status status = dsi_chat_choose(deepseek, config, sizeof config - 1, &chat, &error);
+        dsi_fault_disarm();
+        assert_int_equal(status, DSI_E_NOMEM);
+        assert_null(chat);
+        assert_non_null(strstr(error.text, "no memory"));
+    }
 }
 
 static void assert_name(const dsi_tokenizer *tokenizer, const char *config, const char *name) {
@@ -273,7 +295,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_choose),     cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_tiny_gov),   cmocka_unit_test(test_mistakes),
-        cmocka_unit_test(test_sink_stops),
+        cmocka_unit_test(test_sink_stops), cmocka_unit_test(test_choose_without_memory),
     };
     return cmocka_run_group_tests(tests, open_tokenizers, close_tokenizers);
 }

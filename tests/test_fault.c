@@ -235,6 +235,43 @@ static void test_everyday(void **state) {
     rmdir(p.folder);
 }
 
+/* A file that the system will not show is not a file that is missing: tokenizer.json left out
+ * because of that would open a model without text, the template's file one without its template. */
+static void test_looking(void **state) {
+    (void)state;
+    dsi_sys_sort sort;
+    dsi_error error = {0};
+    assert_int_equal(dsi_sys_look("/etc/passwd", &sort, &error), DSI_OK);
+    assert_int_equal(sort, DSI_SORT_FILE);
+    assert_int_equal(dsi_sys_look("/etc", &sort, &error), DSI_OK);
+    assert_int_equal(sort, DSI_SORT_FOLDER);
+    assert_int_equal(dsi_sys_look("/dev/null", &sort, &error), DSI_OK);
+    assert_int_equal(sort, DSI_SORT_OTHER);
+    static const char *const absent[] = {"/none", "/none/file", "/etc/passwd/file", ""};
+    for (size_t i = 0; i < sizeof absent / sizeof *absent; i++) {
+        assert_int_equal(dsi_sys_look(absent[i], &sort, &error), DSI_OK);
+        assert_int_equal(sort, DSI_SORT_NOTHING);
+    }
+    arm(DSI_CALL_STAT, 1, false);
+    assert_int_equal(dsi_sys_look("/etc/passwd", &sort, &error), DSI_E_IO);
+    assert_string_equal(error.text, "/etc/passwd: cannot look at: Permission denied; give this "
+                                    "process permission to read it");
+    uint64_t nth = 0, n_refused = 0;
+    do {
+        dsi_model *model;
+        arm(DSI_CALL_STAT, ++nth, false);
+        dsi_status status = dsi_model_open("examples/models/tiny-gov", NULL, &model);
+        dsi_fault_disarm();
+        if (dsi_fault_struck() != 0) {
+            assert_int_equal(status, DSI_E_IO);
+            assert_non_null(strstr(dsi_last_error(NULL), "cannot look at: Permission denied"));
+            n_refused++;
+        }
+        dsi_model_close(model);
+    } while (dsi_fault_struck() != 0);
+    assert_true(n_refused >= 7);
+}
+
 /* ---- Threads ---- */
 
 static void add_one(void *context, uint32_t thread, uint32_t n_threads) {
@@ -318,11 +355,12 @@ static void test_arm_while_used(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_counts),        cmocka_unit_test(test_nth),
-        cmocka_unit_test(test_code),          cmocka_unit_test(test_growing),
-        cmocka_unit_test(test_writer_faults), cmocka_unit_test(test_remedies),
-        cmocka_unit_test(test_everyday),      cmocka_unit_test(test_pool_threads),
-        cmocka_unit_test(test_pool_locks),    cmocka_unit_test(test_arm_while_used),
+        cmocka_unit_test(test_counts),         cmocka_unit_test(test_nth),
+        cmocka_unit_test(test_code),           cmocka_unit_test(test_growing),
+        cmocka_unit_test(test_writer_faults),  cmocka_unit_test(test_remedies),
+        cmocka_unit_test(test_everyday),       cmocka_unit_test(test_pool_threads),
+        cmocka_unit_test(test_pool_locks),     cmocka_unit_test(test_looking),
+        cmocka_unit_test(test_arm_while_used),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

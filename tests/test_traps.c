@@ -299,7 +299,8 @@ static void test_trap_11_r1_reply_has_no_opening_tag(void **state) {
     static const char ask[] = "工单分拨：您好，福田区人民路昨晚路灯不亮，走路看不清。";
     dsi_model *model;
     assert_int_equal(dsi_model_open("examples/models/tiny-gov", NULL, &model), DSI_OK);
-    model->chat = dsi_chat_choose(model->tokenizer, config, sizeof config - 1);
+    assert_int_equal(
+        dsi_chat_choose(model->tokenizer, config, sizeof config - 1, &model->chat, NULL), DSI_OK);
     assert_non_null(model->chat);
     assert_string_equal(model->chat->name, "deepseek-r1");
     dsi_message message = {sizeof message, DSI_ROLE_USER, ask, sizeof ask - 1};
@@ -335,7 +336,9 @@ static void test_trap_12_user_token_is_not_marked_special(void **state) {
         fail_msg("%s", error.text);
     assert_int_equal(dsi_tokenizer_special(t, "<｜User｜>"), 128803);
     assert_true(dsi_tokenizer_is_added(t, 128803));
-    assert_non_null(dsi_chat_choose(t, NULL, 0));
+    const dsi_chat_template *chat;
+    assert_int_equal(dsi_chat_choose(t, NULL, 0, &chat, NULL), DSI_OK);
+    assert_non_null(chat);
     dsi_tokenizer_free(t);
 }
 

@@ -4,7 +4,7 @@
 /* All fields are atomic: threads of an engine may pass the gate while a test arms the next fault.
  * dsi_fault_armed publishes the others. */
 atomic_uint dsi_fault_armed;
-static atomic_uint armed_kind, armed_mode, armed_onwards;
+static atomic_uint armed_kind, armed_mode, armed_onwards, first_struck;
 static atomic_int armed_code;
 static atomic_ullong armed_nth, n_seen[DSI_N_CALLS + 1], n_eligible, n_struck;
 
@@ -24,6 +24,7 @@ void dsi_fault_arm(const dsi_fault *fault) {
     for (unsigned i = 0; i <= DSI_N_CALLS; i++) atomic_store(&n_seen[i], 0);
     atomic_store(&n_eligible, 0);
     atomic_store(&n_struck, 0);
+    atomic_store(&first_struck, DSI_CALL_ANY);
     atomic_store(&armed_kind, fault->kind);
     atomic_store(&armed_mode, fault->mode);
     atomic_store(&armed_onwards, fault->onwards);
@@ -39,6 +40,8 @@ uint64_t dsi_fault_seen(dsi_call kind) {
 }
 
 uint64_t dsi_fault_struck(void) { return atomic_load(&n_struck); }
+
+dsi_call dsi_fault_first_struck(void) { return (dsi_call)atomic_load(&first_struck); }
 
 static bool can_interrupt(dsi_call kind) {
     return kind == DSI_CALL_OPEN || kind == DSI_CALL_PREAD || kind == DSI_CALL_WRITE ||
@@ -63,7 +66,7 @@ bool dsi_fault_pass(dsi_call kind, uint64_t *n_bytes) {
     uint64_t n = atomic_fetch_add(&n_eligible, 1) + 1;
     if (n < nth || (n > nth && !atomic_load(&armed_onwards))) return true;
     if (mode == DSI_FAULT_INTERRUPT && (n - nth) % 2 != 0) return true;
-    atomic_fetch_add(&n_struck, 1);
+    if (atomic_fetch_add(&n_struck, 1) == 0) atomic_store(&first_struck, kind);
     if (mode == DSI_FAULT_SHORT) {
         *n_bytes /= 2;
         return true;

@@ -65,6 +65,7 @@ void dsi_fault_disarm(void);
 /* Since arm: calls seen of this kind (or of all); calls that were struck. Kept after disarm. */
 uint64_t dsi_fault_seen(dsi_call kind);
 uint64_t dsi_fault_struck(void);
+dsi_call dsi_fault_first_struck(void); /* the kind of the first of them, DSI_CALL_ANY if none */
 /* "pread"; "any". */
 const char *dsi_call_name(dsi_call kind);
 

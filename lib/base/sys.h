@@ -59,6 +59,15 @@ void dsi_sys_munmap_file(const void *data, uint64_t n_bytes);
  * a directory, a pipe, a read error), NOMEM, FORMAT (too large, or empty for dsi_sys_map). */
 dsi_status dsi_sys_read_file(const char *path, uint64_t max_bytes, char **text, uint64_t *n_bytes,
                              dsi_error *error);
+/* What stands at `path`, symbolic links followed. NOTHING is an answer; that the system does not
+ * tell (no permission, a disk error) is DSI_E_IO: a file must not be missed because of that. */
+typedef enum dsi_sys_sort {
+    DSI_SORT_NOTHING,
+    DSI_SORT_FILE,
+    DSI_SORT_FOLDER,
+    DSI_SORT_OTHER /* pipe, socket, device */
+} dsi_sys_sort;
+dsi_status dsi_sys_look(const char *path, dsi_sys_sort *sort, dsi_error *error);
 /* Regular file? Directory? Errors are "no". */
 bool dsi_sys_is_file(const char *path);
 bool dsi_sys_is_dir(const char *path);

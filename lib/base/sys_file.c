@@ -206,14 +206,27 @@ dsi_status dsi_sys_read_file(const char *path, uint64_t max_bytes, char **text, 
     return status;
 }
 
-bool dsi_sys_is_file(const char *path) {
+dsi_status dsi_sys_look(const char *path, dsi_sys_sort *sort, dsi_error *error) {
     struct stat info;
-    return sys_stat(path, &info) == 0 && S_ISREG(info.st_mode);
+    *sort = DSI_SORT_NOTHING;
+    if (sys_stat(path, &info) == 0) {
+        *sort = S_ISREG(info.st_mode)   ? DSI_SORT_FILE
+                : S_ISDIR(info.st_mode) ? DSI_SORT_FOLDER
+                                        : DSI_SORT_OTHER;
+        return DSI_OK;
+    }
+    if (errno == ENOENT || errno == ENOTDIR || errno == ENAMETOOLONG) return DSI_OK;
+    return fail_os(error, path, "look at", errno, TO_READ);
+}
+
+bool dsi_sys_is_file(const char *path) {
+    dsi_sys_sort sort;
+    return dsi_sys_look(path, &sort, NULL) == DSI_OK && sort == DSI_SORT_FILE;
 }
 
 bool dsi_sys_is_dir(const char *path) {
-    struct stat info;
-    return sys_stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+    dsi_sys_sort sort;
+    return dsi_sys_look(path, &sort, NULL) == DSI_OK && sort == DSI_SORT_FOLDER;
 }
 
 dsi_status dsi_sys_map(const char *path, dsi_map *map, dsi_error *error) {

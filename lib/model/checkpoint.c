@@ -72,7 +72,10 @@ static dsi_status read_shards(dsi_checkpoint *c, dsi_checkpoint_progress progres
     uint64_t total = 0, done = 0, n_bytes = 0;
     dsi_status status = DSI_OK;
     for (uint32_t i = 0; i < c->n_shards; i++) {
-        if (!dsi_sys_is_file(c->shards[i].path))
+        dsi_sys_sort sort;
+        status = dsi_sys_look(c->shards[i].path, &sort, error);
+        if (status) return status;
+        if (sort != DSI_SORT_FILE)
             return dsi_fail(error, DSI_E_IO,
                             "%s: no such file (shard %u of %u); download the "
                             "checkpoint again",
@@ -274,18 +277,21 @@ static dsi_status open_folder(dsi_checkpoint *c, dsi_checkpoint_progress progres
     char single[DSI_PATH_BYTES], index[DSI_PATH_BYTES];
     dsi_status status = dsi_path_join(single, c->dir, single_name, error);
     if (!status) status = dsi_path_join(index, c->dir, index_name, error);
+    dsi_sys_sort at_single = DSI_SORT_NOTHING, at_index = DSI_SORT_NOTHING, at_folder;
+    if (!status) status = dsi_sys_look(c->dir, &at_folder, error);
+    if (!status) status = dsi_sys_look(single, &at_single, error);
+    if (!status) status = dsi_sys_look(index, &at_index, error);
     if (status) return status;
-    bool has_index = dsi_sys_is_file(index);
     /* The order of transformers: the single file wins. */
-    if (dsi_sys_is_file(single)) {
+    if (at_single == DSI_SORT_FILE) {
         status = read_single(c, single, progress, user, error);
-        if (!status && has_index)
+        if (!status && at_index == DSI_SORT_FILE)
             snprintf(c->warning, sizeof c->warning, "%s is used, %s beside it is ignored",
                      single_name, index_name);
         return status;
     }
-    if (has_index) return read_sharded(c, index, progress, user, error);
-    if (!dsi_sys_is_dir(c->dir))
+    if (at_index == DSI_SORT_FILE) return read_sharded(c, index, progress, user, error);
+    if (at_folder != DSI_SORT_FOLDER)
         return dsi_fail(error, DSI_E_IO,
                         "%s: no such folder; give the folder that holds "
                         "config.json and %s",

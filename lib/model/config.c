@@ -443,14 +443,17 @@ dsi_status dsi_config_load(const char *dir, dsi_config *config, dsi_error *error
     char path[DSI_PATH_BYTES];
     if (!error) error = &local;
     *config = (dsi_config){0};
+    dsi_sys_sort sort = DSI_SORT_NOTHING;
     dsi_status status = dsi_path_join(path, dir, "config.json", error);
-    if (!status && !dsi_sys_is_file(path))
+    if (!status) status = dsi_sys_look(path, &sort, error);
+    if (!status && sort != DSI_SORT_FILE)
         return dsi_fail(error, DSI_E_IO,
                         "%s: no such file; give the folder of a Hugging Face "
                         "checkpoint, which holds config.json",
                         path);
     if (!status) status = read_json_file(path, read_config, config, error);
     if (!status) status = dsi_path_join(path, dir, "generation_config.json", error);
-    if (status || !dsi_sys_is_file(path)) return status;
+    if (!status) status = dsi_sys_look(path, &sort, error);
+    if (status || sort != DSI_SORT_FILE) return status;
     return read_json_file(path, read_end_tokens, config, error);
 }

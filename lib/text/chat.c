@@ -60,23 +60,47 @@ static uint32_t find_template(const dsi_json *json) {
     return node;
 }
 
-const dsi_chat_template *dsi_chat_choose(const dsi_tokenizer *tokenizer,
-                                         const char *tokenizer_config_text, size_t n_bytes) {
-    const dsi_chat_template *chat = NULL;
-    bool has_template = false;
-    if (tokenizer_config_text) {
-        dsi_json json = {0};
-        if (dsi_json_parse(tokenizer_config_text, n_bytes, MAX_CONFIG_NODES, &json, NULL) != DSI_OK)
-            return NULL;
-        uint32_t node = find_template(&json);
-        has_template = node != DSI_JSON_NONE && json.nodes[node].kind != DSI_JSON_NULL;
-        char *text = has_template ? dsi_json_string(&json, node, NULL) : NULL;
-        if (text) chat = recognise(text);
-        dsi_sys_free(text);
-        dsi_json_free(&json);
+/* The template that the config names: *has_template, and *chat if it is known. What is wrong with
+ * the file leaves no template; what is wrong with the machine is an error. */
+static dsi_status read_template(const char *config, size_t n_bytes, bool *has_template,
+                                const dsi_chat_template **chat, dsi_error *error) {
+    dsi_json json = {0};
+    dsi_error local = {0};
+    *has_template = true;
+    dsi_status status = dsi_json_parse(config, n_bytes, MAX_CONFIG_NODES, &json, &local);
+    if (status != DSI_OK) {
+        if (status == DSI_E_NOMEM)
+            return dsi_fail(error, status, "tokenizer_config.json: %s", local.text);
+        return DSI_OK;
     }
-    if (!has_template) chat = has_tokens(tokenizer, &deepseek_v3_1) ? &deepseek_v3_1 : &deepseek_v3;
-    return chat && has_tokens(tokenizer, chat) ? chat : NULL;
+    uint32_t node = find_template(&json);
+    *has_template = node != DSI_JSON_NONE && json.nodes[node].kind != DSI_JSON_NULL;
+    if (*has_template && json.nodes[node].kind == DSI_JSON_STRING) {
+        char *text = dsi_json_string(&json, node, NULL);
+        if (text)
+            *chat = recognise(text);
+        else
+            status = dsi_fail(error, DSI_E_NOMEM, "no memory for the chat template's text");
+        dsi_sys_free(text);
+    }
+    dsi_json_free(&json);
+    return status;
+}
+
+dsi_status dsi_chat_choose(const dsi_tokenizer *tokenizer, const char *tokenizer_config_text,
+                           size_t n_bytes, const dsi_chat_template **chat, dsi_error *error) {
+    const dsi_chat_template *found = NULL;
+    bool has_template = false;
+    *chat = NULL;
+    if (tokenizer_config_text) {
+        dsi_status status =
+            read_template(tokenizer_config_text, n_bytes, &has_template, &found, error);
+        if (status != DSI_OK) return status;
+    }
+    if (!has_template)
+        found = has_tokens(tokenizer, &deepseek_v3_1) ? &deepseek_v3_1 : &deepseek_v3;
+    if (found && has_tokens(tokenizer, found)) *chat = found;
+    return DSI_OK;
 }
 
 /* ---- Rendering ----------------------------------------------------------------------------- */

@@ -126,10 +126,10 @@ typedef struct dsi_chat_template {
     bool can_think, can_skip_thinking;
 } dsi_chat_template;
 /* Chosen from the checkpoint folder: its tokenizer_config.json's chat_template is recognised by its
- * features (never run), else the tokens present decide. NULL if none fits. tokenizer_config_text
- * may be NULL. */
-const dsi_chat_template *dsi_chat_choose(const dsi_tokenizer *tokenizer,
-                                         const char *tokenizer_config_text, size_t n_bytes);
+ * features (never run), else the tokens present decide. *chat is NULL if none fits, which is no
+ * error. tokenizer_config_text may be NULL. Error: NOMEM. */
+dsi_status dsi_chat_choose(const dsi_tokenizer *tokenizer, const char *tokenizer_config_text,
+                           size_t n_bytes, const dsi_chat_template **chat, dsi_error *error);
 /* Pieces of the prompt in order: special pieces are added tokens by their text, plain pieces are
  * user text to encode without specials; no two plain pieces are neighbours. sink returns false to
  * stop, which is no error (DSI_OK). Errors: ARG (role order, thinking on/off the template cannot
