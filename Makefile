@@ -64,6 +64,8 @@ tool_src := $(wildcard tools/*.c)
 example_src := $(wildcard examples/*.c)
 test_src := $(wildcard tests/test_*.c)
 check_src := $(wildcard tests/check_kernels*.c)
+# What fails every call of the system in turn: a program, and a part of it among the tests.
+torture_src := $(wildcard tests/torture_*.c)
 # The BF16 instructions are absent from most machines: the same files are built once more against
 # a double of them in plain C, so that check_kernels can run them everywhere, marked EMULATED.
 double_src := $(filter kernels/matmul/%_avx512bf16.c,$(kernel_src))
@@ -71,6 +73,7 @@ double_src := $(filter kernels/matmul/%_avx512bf16.c,$(kernel_src))
 object = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 lib_obj := $(call object,$(lib_src))
 dsinfer_obj := $(call object,$(dsinfer_src))
+torture_obj := $(call object,$(torture_src))
 check_obj := $(call object,$(check_src)) $(patsubst %.c,$(BUILD)/obj/double/%.o,$(double_src))
 
 static_lib := $(BUILD)/libdsinfer.a
@@ -85,8 +88,8 @@ pages := $(if $(dsinfer_src),$(BUILD)/man/made)
 libraries := $(static_lib) $(if $(SANITIZE),,$(shared_lib))
 
 # ---- Targets -------------------------------------------------------------------------------
-.PHONY: all run test check-asan check-clang check-kernels check-long format clean help \
-        run-now test-now asan-now long-now tests compiler
+.PHONY: all run test check-asan check-clang check-kernels check-long torture format clean help \
+        run-now test-now asan-now long-now torture-now tests compiler
 
 all: $(libraries) $(programs) $(examples) $(pages) ## library, programs, examples, pages | 库、程序、示例
 
@@ -131,6 +134,14 @@ check-long: ## a hundred times as many damaged checkpoints | 一百倍的损坏�
 long-now: tests
 	$(BUILD)/tests/test_mutations 40000
 
+# Needs no sanitizer to judge, but with them it sees what a scenario does not show.
+torture: ## every call of the system fails in turn, in every scenario | 让每个系统调用逐一失败
+	@CC='$(CC)' sh tools/setup.sh build
+	@$(MAKE) torture-now BUILD=$(BUILD)/asan SANITIZE=address,undefined
+
+torture-now: $(BUILD)/torture
+	ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 $(BUILD)/torture
+
 format: ## rewrite the C files with clang-format | 用 clang-format 统一代码格式
 	clang-format -i $(sort $(wildcard include/*/*.h lib/*.[ch] lib/*/*.[ch] kernels/*.[ch] \
 	    kernels/*/*.[ch] tools/*.[ch] tools/*/*.[ch] tests/*.[ch] examples/*.c))
@@ -174,10 +185,15 @@ $(filter-out $(BUILD)/dsinfer,$(programs)): $(BUILD)/%: $(BUILD)/obj/tools/%.o $
 
 # The command's own files without its main(), for the tests that call them.
 $(BUILD)/tests/test_pages $(BUILD)/tests/test_doctor: $(filter-out %/main.o,$(dsinfer_obj))
+$(BUILD)/tests/test_torture: $(torture_obj)
 $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(static_lib)
 	$(step) LD $@
 	@mkdir -p $(@D)
 	$(Q)$(call link,$(filter %.o,$^)) -Wl,--as-needed -lcmocka -lpcre2-8
+
+$(BUILD)/torture: $(BUILD)/obj/tests/torture.o $(torture_obj) $(static_lib)
+	$(step) LD $@
+	$(Q)$(call link,$(filter %.o,$^))
 
 $(BUILD)/check_kernels: $(check_obj) $(static_lib)
 	$(step) LD $@
@@ -206,5 +222,5 @@ compiler:
 	@command -v $(firstword $(CC)) >/dev/null 2>&1 || { \
 	    echo "no C compiler ($(CC)): run sh tools/setup.sh build" >&2; exit 3; }
 
--include $(patsubst %.o,%.d,$(lib_obj) $(dsinfer_obj) $(check_obj) \
-    $(call object,$(tool_src) $(test_src)))
+-include $(patsubst %.o,%.d,$(lib_obj) $(dsinfer_obj) $(check_obj) $(torture_obj) \
+    $(call object,$(tool_src) $(test_src) tests/torture.c))
