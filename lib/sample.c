@@ -120,16 +120,19 @@ void dsi_penalize(const dsi_session_options *o, const int32_t *tokens, const uin
 /* ---- Log-probabilities
  * ------------------------------------------------------------------------------------------ */
 
-static double log_sum_exp(const float *logits, uint32_t n) {
-    double best = (double)logits[0], sum = 0;
+/* log(sum of exp(logit - best)); *best is the largest logit. */
+static double log_sum(const float *logits, uint32_t n, double *best) {
+    double sum = 0;
+    *best = (double)logits[0];
     for (uint32_t i = 1; i < n; i++)
-        if (logits[i] > best) best = logits[i];
-    for (uint32_t i = 0; i < n; i++) sum += exp(logits[i] - best);
-    return best + log(sum);
+        if (logits[i] > *best) *best = logits[i];
+    for (uint32_t i = 0; i < n; i++) sum += exp(logits[i] - *best);
+    return log(sum);
 }
 
 float dsi_logprob(const float *logits, uint32_t n, int32_t token) {
-    return (float)(logits[token] - log_sum_exp(logits, n));
+    double best, sum = log_sum(logits, n, &best);
+    return (float)(logits[token] - best - sum);
 }
 
 uint32_t dsi_top_logprobs(const float *logits, uint32_t n, uint32_t n_top, dsi_token_logprob *top) {
@@ -142,7 +145,7 @@ uint32_t dsi_top_logprobs(const float *logits, uint32_t n, uint32_t n_top, dsi_t
         for (; at > 0 && logits[i] > top[at - 1].logprob; at--) top[at] = top[at - 1];
         top[at] = (dsi_token_logprob){(int32_t)i, logits[i]};
     }
-    double total = log_sum_exp(logits, n);
-    for (uint32_t i = 0; i < n_have; i++) top[i].logprob = (float)(top[i].logprob - total);
+    double best, sum = log_sum(logits, n, &best);
+    for (uint32_t i = 0; i < n_have; i++) top[i].logprob = (float)(top[i].logprob - best - sum);
     return n_have;
 }
