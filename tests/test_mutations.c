@@ -5,36 +5,12 @@
  *   test_mutations [CASES [FIRST]]   default 400 cases from number 0; a number always makes the
  *                                    same case, so a failing one is run again with "1 NUMBER" */
 #include "../lib/base/sys.h"
-#include "model_files.h"
+#include "damage.h"
 #include <deepseek/dsinfer.h>
 
 static uint32_t n_cases = 400, first_case;
 
-/* ---- Random numbers: splitmix64 of the case number ------------------------------------------ */
-
-static uint64_t random_state;
-static uint64_t next_random(void) {
-    uint64_t z = random_state += UINT64_C(0x9e3779b97f4a7c15);
-    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
-    return z ^ z >> 31;
-}
-static size_t below(size_t n) { return n ? (size_t)(next_random() % n) : 0; }
-
 /* ---- Changes of a text ---------------------------------------------------------------------- */
-
-/* Replaces n bytes at `at` with `with`. */
-static void splice(bytes *text, size_t at, size_t n, const char *with, size_t n_with) {
-    char *out = malloc(text->n - n + n_with + 1);
-    assert_non_null(out);
-    memcpy(out, text->data, at);
-    memcpy(out + at, with, n_with);
-    memcpy(out + at + n_with, text->data + at + n, text->n - at - n);
-    text->n = text->n - n + n_with;
-    out[text->n] = 0;
-    free(text->data);
-    text->data = out;
-}
 
 static bool in_number(char c) { return (c >= '0' && c <= '9') || c == '-' || c == '.' || c == 'e'; }
 
@@ -58,7 +34,7 @@ static void change_number(bytes *text) {
         snprintf(close_by, sizeof close_by, "%llu", values[below(5)]);
         with = close_by;
     }
-    splice(text, at, n, with, strlen(with));
+    splice_text(text, at, n, with, strlen(with));
 }
 
 /* One string (name, dtype, key, value) becomes a copy of another of the same text. */
@@ -77,7 +53,7 @@ static void swap_strings(bytes *text) {
     if (!find_string(text, below(text->n), &other, &n_other)) return;
     char *copy = strndup(text->data + other, n_other);
     assert_non_null(copy);
-    splice(text, at, n, copy, strlen(copy));
+    splice_text(text, at, n, copy, strlen(copy));
     free(copy);
 }
 
@@ -103,7 +79,7 @@ static void insert_token(bytes *text) {
         "]}",
         "\"model_type\": \"deepseek_v4\","};
     const char *token = tokens[below(sizeof tokens / sizeof *tokens)];
-    splice(text, below(text->n + 1), 0, token, strlen(token));
+    splice_text(text, below(text->n + 1), 0, token, strlen(token));
 }
 
 /* The next place from `from` on where an item of the text ends: a line, or an entry of a header. */
@@ -122,7 +98,7 @@ static void change_item(bytes *text, bool twice) {
     size_t n = at < text->n ? item_end(text, at + 1) - at : 0;
     char *copy = strndup(text->data + at, n);
     assert_non_null(copy);
-    splice(text, at, twice ? 0 : n, copy, twice ? strlen(copy) : 0);
+    splice_text(text, at, twice ? 0 : n, copy, twice ? strlen(copy) : 0);
     free(copy);
 }
 
@@ -134,7 +110,7 @@ static void break_text(bytes *text) {
         text->data[at] = (char)(text->data[at] ^ (1 << below(8)));
         break;
     case 1:
-        splice(text, at, n, "", 0);
+        splice_text(text, at, n, "", 0);
         break;
     case 2:
         text->n = at;
@@ -181,13 +157,6 @@ static uint64_t header_bytes(const bytes *file) {
     for (int i = 7; i >= 0; i--) n = n << 8 | (uint8_t)file->data[i];
     return n;
 }
-static bytes copy_of(const char *data, size_t n) {
-    bytes b = {calloc(n + 1, 1), n};
-    assert_non_null(b.data);
-    memcpy(b.data, data, n);
-    return b;
-}
-
 /* Length field (stated, not measured), header and tensor bytes, without one more copy of them. */
 static void write_parts(const char *folder, uint64_t stated, const bytes *header, const char *data,
                         size_t n_data) {
@@ -278,7 +247,7 @@ static void mutate_index(const char *folder, const char *golden) {
 
 /* Makes case `number` in a new folder and puts its path into `folder`; the caller removes it. */
 static void make_case(uint32_t number, char folder[64]) {
-    random_state = number * UINT64_C(0xd1342543de82ef95) + 1;
+    seed_random(number);
     size_t model = below(N_GOLDENS);
     temp_folder(folder);
     link_file(goldens[model], folder, "config.json");
@@ -374,37 +343,6 @@ static void run_forward(const char *folder) {
     dsi_model_close(model);
 }
 
-typedef struct reason {
-    char text[96];
-    uint32_t n;
-} reason;
-static reason reasons[256];
-static uint32_t n_reasons;
-
-/* The message without its path, names in quotes and numbers: what kind of refusal it is. */
-static void count_reason(const char *text) {
-    char kind[96];
-    size_t n = 0;
-    bool quoted = false;
-    const char *at = strstr(text, ": ");
-    for (at = at ? at + 2 : text; *at && n + 1 < sizeof kind && n < 60; at++) {
-        if (*at == '"') quoted = !quoted;
-        if (*at == '/' && at[-1] == ' ') at += strcspn(at, " "); /* a path */
-        if (*at >= '0' && *at <= '9') continue;
-        if (!quoted || *at == '"') kind[n++] = *at;
-    }
-    kind[n] = 0;
-    uint32_t i = 0;
-    while (i < n_reasons && strcmp(reasons[i].text, kind) != 0) i++;
-    if (i == sizeof reasons / sizeof *reasons) return;
-    if (i == n_reasons) snprintf(reasons[n_reasons++].text, sizeof kind, "%s", kind);
-    reasons[i].n++;
-}
-static int by_count(const void *a, const void *b) {
-    uint32_t n = ((const reason *)a)->n, m = ((const reason *)b)->n;
-    return (n < m) - (n > m);
-}
-
 static void test_mutations(void **state) {
     (void)state;
     uint32_t n_opened = 0;
@@ -430,8 +368,7 @@ static void test_mutations(void **state) {
         if (status) count_reason(error.text);
         remove_folder(folder);
     }
-    qsort(reasons, n_reasons, sizeof *reasons, by_count);
-    for (uint32_t i = 0; i < n_reasons; i++) printf("%6u  %s\n", reasons[i].n, reasons[i].text);
+    print_reasons();
     printf("%u cases: %u opened, %u of them gave tokens, %u refused for %u distinct reasons; "
            "slowest %.3f s\n",
            n_cases, n_opened, n_ran, n_cases - n_opened, n_reasons, slowest);
