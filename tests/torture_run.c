@@ -4,6 +4,7 @@
 
 #include "../lib/base/fault.h"
 #include "../lib/base/sys.h"
+#include "../lib/internal.h"
 #include <dirent.h>
 #include <signal.h>
 #include <stdio.h>
@@ -66,7 +67,7 @@ static void set_alarm(double seconds) {
 /* ---- What a process holds ---- */
 
 typedef struct holdings {
-    uint64_t n_blocks, n_bytes_mapped, n_descriptors, n_threads;
+    uint64_t n_blocks, n_bytes_mapped, n_pages, n_descriptors, n_threads;
 } holdings;
 
 static uint64_t count_entries(const char *path) {
@@ -78,17 +79,18 @@ static uint64_t count_entries(const char *path) {
     return n;
 }
 
-static holdings count_holdings(void) {
+static holdings count_holdings(const torture_state *s) {
     dsi_memory_counts counts;
     dsi_memory_counts_now(&counts);
-    return (holdings){counts.n_blocks, counts.n_bytes_mapped, count_entries("/proc/self/fd"),
-                      count_entries("/proc/self/task")};
+    return (holdings){counts.n_blocks, counts.n_bytes_mapped,
+                      s->engine ? s->engine->n_pages - s->engine->n_free_pages : 0,
+                      count_entries("/proc/self/fd"), count_entries("/proc/self/task")};
 }
 
 /* A thread that was joined may stand in /proc a moment longer. */
-static bool holds_the_same(const holdings *want, holdings *got) {
+static bool holds_the_same(const torture_state *s, const holdings *want, holdings *got) {
     for (int i = 0; i < 1000; i++) {
-        *got = count_holdings();
+        *got = count_holdings(s);
         if (memcmp(got, want, sizeof *got) == 0) return true;
         if (got->n_blocks != want->n_blocks || got->n_bytes_mapped != want->n_bytes_mapped) break;
         usleep(1000);
@@ -154,12 +156,13 @@ static bool judge(const bench *b, const pass *way, const torture_outcome *o) {
 
 static bool check_holdings(bench *b) {
     holdings now;
-    if (holds_the_same(&b->before, &now)) return true;
+    if (holds_the_same(&b->state, &b->before, &now)) return true;
     char detail[200];
     snprintf(detail, sizeof detail,
-             "%lld blocks, %lld mapped bytes, %lld descriptors, %lld threads more",
+             "%lld blocks, %lld mapped bytes, %lld KV pages, %lld descriptors, %lld threads more",
              (long long)(now.n_blocks - b->before.n_blocks),
              (long long)(now.n_bytes_mapped - b->before.n_bytes_mapped),
+             (long long)(now.n_pages - b->before.n_pages),
              (long long)(now.n_descriptors - b->before.n_descriptors),
              (long long)(now.n_threads - b->before.n_threads));
     complain(b, "something stays behind", detail);
@@ -243,7 +246,7 @@ static bool start(bench *b, uint64_t calls[DSI_N_CALLS]) {
     set_alarm(b->t->seconds);
     if (!b->t->scenario->prepare(&b->state)) return false;
     run_unarmed(b, &first); /* what is made once and kept, is made now */
-    b->before = count_holdings();
+    b->before = count_holdings(&b->state);
     dsi_fault_arm(&(dsi_fault){.kind = DSI_CALL_ANY});
     run_unarmed(b, &b->reference);
     for (uint32_t kind = 0; kind < DSI_N_CALLS; kind++)
@@ -275,7 +278,7 @@ static int child(torture *t, bool count_only) {
     for (uint32_t i = 0; count_only && i < t->n_passes; i++)
         p->n_injections += n_eligible(&t->passes[i], calls);
     b.t->scenario->finish(&b.state);
-    holdings end = count_holdings();
+    holdings end = count_holdings(&b.state);
     if (end.n_blocks != 0 || end.n_bytes_mapped != 0) {
         if (!t->options->quiet)
             printf("  FAILED %s: %llu blocks alive after everything was closed\n",

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char text_model[] = "examples/models/tiny-gov";
 static const char small_model[] = "tests/data/golden/v3-fp8"; /* no tokenizer, 2 MB */
@@ -117,6 +118,52 @@ static void run_small(torture_state *s, torture_outcome *outcome) {
 }
 
 static void run_copies(torture_state *s, torture_outcome *outcome) { load(s, outcome, odd_model); }
+
+/* The small model as a sharded checkpoint: an index and one shard, a link to the file. */
+static bool write_index(const torture_state *s, const dsi_model *model) {
+    char path[128];
+    dsi_model_info info = {.struct_size = sizeof info};
+    snprintf(path, sizeof path, "%s/model.safetensors.index.json", s->folder);
+    FILE *file = fopen(path, "w");
+    if (!file || dsi_model_get_info(model, &info) != DSI_OK) return false;
+    fprintf(file, "{\"metadata\": {\"total_size\": %llu}, \"weight_map\": {",
+            (unsigned long long)info.n_bytes_weights);
+    for (uint32_t i = 0; i < info.n_tensors; i++) {
+        dsi_tensor_info tensor = {.struct_size = sizeof tensor};
+        if (dsi_model_get_tensor(model, i, &tensor) != DSI_OK) return false;
+        fprintf(file, "%s\"%s\": \"model-00001-of-00001.safetensors\"", i ? ", " : "", tensor.name);
+    }
+    return fprintf(file, "}}") > 0 && fclose(file) == 0;
+}
+static bool link_file(const torture_state *s, const char *name, const char *as) {
+    char from[512], to[128], here[256];
+    if (!getcwd(here, sizeof here)) return false;
+    snprintf(from, sizeof from, "%s/%s/%s", here, small_model, name);
+    snprintf(to, sizeof to, "%s/%s", s->folder, as);
+    return symlink(from, to) == 0;
+}
+static bool make_sharded(torture_state *s) {
+    dsi_model *model;
+    snprintf(s->folder, sizeof s->folder, "/tmp/dsi_torture_XXXXXX");
+    if (!mkdtemp(s->folder)) return false;
+    if (dsi_model_open(small_model, NULL, &model) != DSI_OK) return say(small_model);
+    bool made = write_index(s, model) && link_file(s, "config.json", "config.json") &&
+                link_file(s, "model.safetensors", "model-00001-of-00001.safetensors");
+    dsi_model_close(model);
+    return made;
+}
+static void run_sharded(torture_state *s, torture_outcome *outcome) { load(s, outcome, s->folder); }
+static void remove_folder(torture_state *s) {
+    static const char *const names[] = {"model.safetensors.index.json", "config.json",
+                                        "model-00001-of-00001.safetensors"};
+    close_all(s);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "%s/%s", s->folder, names[i]);
+        unlink(path);
+    }
+    rmdir(s->folder);
+}
 
 /* The first engine of a process tests its kernels. */
 static void run_first(torture_state *s, torture_outcome *outcome) {
@@ -241,12 +288,18 @@ static void run_sample(torture_state *s, torture_outcome *outcome) {
     options.repetition_penalty = 1.1f;
     options.frequency_penalty = 0.3f;
     options.penalty_window = 32;
+    options.logprobs = 1;
+    options.top_logprobs = 3;
     if (!OK(NULL, dsi_session_open(s->engine, &options, &s->session))) return;
     if (!append_prompt(outcome, s->session) || !answer(outcome, s->session)) return;
     const float *logits;
     size_t n_rows, first;
     if (!OK(s->session, dsi_session_logits(s->session, &logits, &n_rows, &first))) return;
     add(outcome, logits, n_rows * 4);
+    float logprob;
+    const dsi_token_logprob *top;
+    if (!OK(s->session, dsi_session_logprobs(s->session, &logprob, &top, &n_rows))) return;
+    add(outcome, top, n_rows * sizeof *top);
 }
 
 static void tap(void *user, const char *name, int32_t layer, const float *values, size_t n_rows,
@@ -270,16 +323,57 @@ static void reset_inspect(torture_state *s) {
     close_engine(s);
 }
 
+/* ---- Timelines: a session that stays, cut and doubled ---- */
+
+static bool open_small_session(torture_state *s) {
+    if (!open_small_engine(s)) return false;
+    return open_session(s->engine, &s->session) == DSI_OK || say("session");
+}
+
+/* A session that cannot be emptied is a finding of its own: the next run then starts elsewhere. */
+static void reset_session(torture_state *s) {
+    dsi_session_close(s->other);
+    s->other = NULL;
+    dsi_session_rewind(s->session, 0);
+}
+
+/* 70 tokens: a whole page and a part of one. */
+static bool append_page(torture_outcome *outcome, dsi_session *session) {
+    for (int i = 0; i < 3; i++)
+        if (!append_prompt(outcome, session)) return false;
+    static const int32_t more[10] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+    return OK(session, dsi_session_append(session, more, 10));
+}
+
+static void run_fork(torture_state *s, torture_outcome *outcome) {
+    int32_t token;
+    if (!append_page(outcome, s->session)) return;
+    if (!OK(s->session, dsi_session_next(s->session, &token))) return;
+    if (!OK(s->session, dsi_session_fork(s->session, &s->other))) return;
+    if (!answer(outcome, s->other) || !answer(outcome, s->session)) return;
+    dsi_session_close(s->other);
+    s->other = NULL;
+    if (!OK(s->session, dsi_session_rewind(s->session, 64))) return;
+    if (!OK(s->session, dsi_session_fork(s->session, &s->other))) return;
+    if (!append_prompt(outcome, s->other) || !answer(outcome, s->other)) return;
+    const int32_t *tokens;
+    size_t n;
+    if (!OK(s->other, dsi_session_tokens(s->other, &tokens, &n))) return;
+    add(outcome, tokens, n * sizeof *tokens);
+}
+
 const torture_scenario torture_scenarios[] = {
     {"load", nothing, run_load, close_all, close_all},
     {"small", nothing, run_small, close_all, close_all},
     {"copies", nothing, run_copies, close_all, close_all},
+    {"sharded", make_sharded, run_sharded, close_all, remove_folder},
     {"first", open_small_model, run_first, close_engine, close_all},
     {"allocator", set_allocator, run_small, close_all, close_all},
     {"all-in-one", nothing, run_all_in_one, close_all_in_one, close_all},
     {"tokenize", open_text_model, run_tokenize, close_session, close_all},
     {"generate", open_text_engine, run_generate, close_session, close_all},
     {"sample", open_small_engine, run_sample, close_session, close_all},
+    {"fork", open_small_session, run_fork, reset_session, close_all},
     {"inspect", open_small_model, run_inspect, reset_inspect, close_all},
 };
 const uint32_t torture_n_scenarios = sizeof torture_scenarios / sizeof torture_scenarios[0];
