@@ -50,6 +50,27 @@ isa_avx512bf16 := $(isa_avx512) -mavx512vbmi -mavx512bf16
 # kernels/matmul/fp8_avx512.c -> $(isa_avx512)
 isa_flags = $(isa_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
 
+# ---- Where `make install` puts things: GNU's names, below PREFIX; DESTDIR is put before all -----
+PREFIX ?= /usr/local
+DESTDIR ?=
+prefix = $(PREFIX)
+exec_prefix = $(prefix)
+bindir = $(exec_prefix)/bin
+libdir = $(exec_prefix)/lib
+includedir = $(prefix)/include
+datarootdir = $(prefix)/share
+mandir = $(datarootdir)/man
+docdir = $(datarootdir)/doc/libdsinfer
+pkgconfigdir = $(libdir)/pkgconfig
+bashcompletiondir = $(datarootdir)/bash-completion/completions
+zshcompletiondir = $(datarootdir)/zsh/site-functions
+fishcompletiondir = $(datarootdir)/fish/vendor_completions.d
+install_sh = @BUILD='$(BUILD)' DESTDIR='$(DESTDIR)' prefix='$(prefix)' bindir='$(bindir)' \
+    libdir='$(libdir)' includedir='$(includedir)' mandir='$(mandir)' docdir='$(docdir)' \
+    pkgconfigdir='$(pkgconfigdir)' bashcompletiondir='$(bashcompletiondir)' \
+    zshcompletiondir='$(zshcompletiondir)' fishcompletiondir='$(fishcompletiondir)' \
+    sh tools/install.sh
+
 # ---- Sources -------------------------------------------------------------------------------
 x86_kernels := %_avx2.c %_avx512.c %_avx512bf16.c
 kernel_src := $(wildcard kernels/*.c kernels/*/*.c)
@@ -88,8 +109,8 @@ pages := $(if $(dsinfer_src),$(BUILD)/man/made)
 libraries := $(static_lib) $(if $(SANITIZE),,$(shared_lib))
 
 # ---- Targets -------------------------------------------------------------------------------
-.PHONY: all run test check-asan check-clang check-kernels check-long torture format clean help \
-        run-now test-now asan-now long-now torture-now tests compiler
+.PHONY: all run test check-asan check-clang check-kernels check-long torture install uninstall \
+        format clean help run-now test-now asan-now long-now torture-now tests compiler
 
 all: $(libraries) $(programs) $(examples) $(pages) ## library, programs, examples, pages | 库、程序、示例
 
@@ -109,7 +130,7 @@ tests: all $(tests)
 test-now: tests
 	@BUILD=$(BUILD) CC='$(CC)' sh tests/run.sh tests/tidy.sh tests/test_tidy.sh \
 	    tests/test_headers.sh tests/test_symbols.sh tests/test_setup.sh tests/test_examples.sh \
-	    $(tests) tests/test_tickets.sh
+	    tests/test_install.sh $(tests) tests/test_tickets.sh
 
 check-asan: ## the same tests under the address and undefined sanitizers | 内存与未定义行为检查
 	@CC='$(CC)' sh tools/setup.sh test
@@ -144,6 +165,12 @@ torture: ## every call of the system fails in turn, in every scenario | 让每�
 
 torture-now: $(BUILD)/torture
 	ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 $(BUILD)/torture
+
+install: all ## into PREFIX (/usr/local) below DESTDIR | 安装到 DESTDIR 下的 PREFIX（/usr/local）
+	$(install_sh) install
+
+uninstall: ## take away what install wrote | 卸载
+	$(install_sh) uninstall
 
 format: ## rewrite the C files with clang-format | 用 clang-format 统一代码格式
 	clang-format -i $(sort $(wildcard include/*/*.h lib/*.[ch] lib/*/*.[ch] kernels/*.[ch] \

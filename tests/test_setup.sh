@@ -55,9 +55,10 @@ expect() { # what, expected exit code, pieces that must stand in the output
     fi
 }
 
-apt_test="gcc binutils libc6-dev g++ gawk findutils diffutils libcmocka-dev libpcre2-dev openssl"
+apt_test="gcc binutils libc6-dev g++ gawk findutils diffutils libcmocka-dev libpcre2-dev openssl \
+pkg-config"
 rpm_test="gcc binutils glibc-devel gcc-c++ gawk findutils diffutils 'pkgconfig(cmocka)' \
-'pkgconfig(libpcre2-8)' openssl-libs"
+'pkgconfig(libpcre2-8)' openssl-libs /usr/bin/pkg-config"
 
 # Every system: the right manager, the right names, as root.
 for row in debian::apt-get ubuntu:debian:apt-get linuxmint:ubuntu:apt-get kylin:debian:apt-get \
@@ -134,7 +135,7 @@ expect "gcc 7.3" 3 "gcc is version 7.3.0; version 10 or newer"
 fake gcc 'case $* in *-dumpversion*) echo 12 ;; esac; exit 0'
 mkdir "$bin/lib"
 : >"$bin/lib/libcrypto.so.1.1"
-for tool in g++ awk find cmp; do
+for tool in g++ awk find cmp pkg-config; do
     fake "$tool" "exit 0"
 done
 setup test

@@ -2,8 +2,8 @@
 # setup.sh: finds what the build (or the tests) need and this machine lacks, and installs it.
 #
 #   tools/setup.sh build    a C compiler and its headers
-#   tools/setup.sh test     the same, and a C++ compiler, cmocka, pcre2 (used by tests alone) and
-#                           OpenSSL's libcrypto (used by manifests alone)
+#   tools/setup.sh test     the same, and a C++ compiler, cmocka, pcre2, pkg-config (used by tests
+#                           alone) and OpenSSL's libcrypto (used by manifests alone)
 #
 # When nothing is missing it ends at once and touches neither disk nor network. It installs only
 # as root; for anybody else it prints the one line to run. CC names the compiler (default gcc).
@@ -51,6 +51,7 @@ find_missing() {
     { have "${cc%% *}" && have_header cmocka.h; } || missing="$missing cmocka"
     { have "${cc%% *}" && have_header pcre2.h; } || missing="$missing pcre2"
     have_crypto || missing="$missing libcrypto"
+    have pkg-config || missing="$missing pkg-config"
 }
 
 # A value of os-release without its quotes.
@@ -92,6 +93,8 @@ package_of() {
     *:cmocka) echo "'pkgconfig(cmocka)'" ;;
     *:pcre2) echo "'pkgconfig(libpcre2-8)'" ;;
     *:libcrypto) echo openssl-libs ;;
+    apt-get:pkg-config) echo pkg-config ;;
+    *:pkg-config) echo /usr/bin/pkg-config ;; # pkgconfig or pkgconf, by the file that both have
     esac
 }
 
