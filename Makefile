@@ -130,7 +130,7 @@ tests: all $(tests)
 test-now: tests
 	@BUILD=$(BUILD) CC='$(CC)' sh tests/run.sh tests/tidy.sh tests/test_tidy.sh \
 	    tests/test_headers.sh tests/test_symbols.sh tests/test_setup.sh tests/test_examples.sh \
-	    tests/test_install.sh $(tests) tests/test_tickets.sh
+	    tests/test_install.sh tests/test_security.sh $(tests) tests/test_tickets.sh
 
 check-asan: ## the same tests under the address and undefined sanitizers | 内存与未定义行为检查
 	@CC='$(CC)' sh tools/setup.sh test
