@@ -211,14 +211,17 @@ static dsi_status open_parts(dsi_engine *e, const dsi_engine_options *options, b
 /* A new engine; on failure the message is left for dsi_last_error(NULL). */
 static dsi_status new_engine(const dsi_model *model, const dsi_engine_options *options,
                              bool plan_only, dsi_engine **out) {
+    dsi_status st = dsi_model_enter(model, plan_only ? "dsi_plan" : "dsi_engine_open");
+    if (st != DSI_OK) return st;
     dsi_engine *e = dsi_sys_calloc(1, sizeof *e);
     if (!e) return dsi_fail(dsi_thread_error(), DSI_E_NOMEM, "no memory for an engine handle");
     if (dsi_sys_mutex_init(&e->lock) != 0) {
         dsi_sys_free(e);
         return dsi_fail(dsi_thread_error(), DSI_E_NOMEM, "the system has no more locks");
     }
+    e->process = dsi_sys_getpid();
     e->model = (dsi_model *)(uintptr_t)model; /* only read */
-    dsi_status st = open_parts(e, options, plan_only);
+    st = open_parts(e, options, plan_only);
     if (st != DSI_OK) {
         if (!e->handle.error.text[0]) dsi_fail(&e->handle.error, st, "%s", dsi_status_text(st));
         *dsi_thread_error() = e->handle.error;
@@ -267,7 +270,8 @@ void dsi_engine_close(dsi_engine *e) {
         e->backend->stream_free(e->stream);
         e->backend->device_close(e->dev);
     }
-    pthread_mutex_destroy(&e->lock);
+    /* in a child the lock may be held by a thread that is not there */
+    if (!dsi_is_child(e->process)) pthread_mutex_destroy(&e->lock);
     dsi_sys_free(e);
 }
 
@@ -297,6 +301,8 @@ static dsi_status allocate_tap_values(dsi_engine *e) {
 
 dsi_status dsi_engine_set_tap(dsi_engine *e, dsi_tap_fn tap, void *user) {
     if (!e) return dsi_fail(dsi_thread_error(), DSI_E_ARG, "dsi_engine_set_tap: engine is NULL");
+    if (dsi_is_child(e->process))
+        return dsi_fail_child(&e->handle.error, "dsi_engine_set_tap", e->process);
     dsi_status st = tap ? allocate_tap_values(e) : DSI_OK;
     if (st != DSI_OK) return st;
     e->tap = tap;

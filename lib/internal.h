@@ -35,8 +35,17 @@ static inline void dsi_copy_out(void *to, uint32_t his_size, void *from, uint32_
     memcpy(to, from, his_size < our_size ? his_size : our_size);
 }
 
+/* After fork() the child has a copy of every handle, and none of the threads that hold its locks or
+ * wait at its barriers. So each handle knows its process: elsewhere calls are refused before they
+ * touch a lock, and a close frees what is the child's own copy. */
+static inline bool dsi_is_child(int64_t process) { return dsi_sys_getpid() != process; }
+dsi_status dsi_fail_child(dsi_error *error, const char *call, int64_t process);
+/* DSI_OK, or DSI_E_FORK with a message in the thread's error. */
+dsi_status dsi_model_enter(const dsi_model *model, const char *call);
+
 struct dsi_model {
     dsi_handle handle;
+    int64_t process; /* that opened it */
     dsi_checkpoint checkpoint;
     dsi_config config;
     dsi_weights weights;
@@ -126,6 +135,7 @@ typedef struct dsi_step_rows {
 
 struct dsi_engine {
     dsi_handle handle;
+    int64_t process; /* that opened it */
     dsi_model *model;
     dsi_engine_options options; /* every 0 resolved */
     const dsi_backend *backend;
@@ -228,8 +238,8 @@ struct dsi_session {
  * dsi_session_fork, and freed in dsi_session_close alone. */
 dsi_status dsi_session_new(dsi_engine *engine, const dsi_session_options *options,
                            const dsi_session *parent, dsi_session **out, dsi_error *error);
-/* May a public call work on this session? DSI_E_ARG for NULL, DSI_E_STATE while a stream owns it;
- * the message is set. */
+/* May a public call work on this session? DSI_E_ARG for NULL, DSI_E_FORK in a child, DSI_E_STATE
+ * while a stream owns it; the message is set. */
 dsi_status dsi_session_enter(const dsi_session *session, const char *call);
 /* Why the session cannot be computed now: CANCELLED, TIMEOUT, NAN; its handle has the message. */
 dsi_status dsi_session_hindrance(dsi_session *session);

@@ -15,6 +15,18 @@ const char *dsi_last_error(const void *handle) {
     return handle ? ((const dsi_handle *)handle)->error.text : dsi_thread_error()->text;
 }
 
+dsi_status dsi_fail_child(dsi_error *error, const char *call, int64_t process) {
+    return dsi_fail(error, DSI_E_FORK,
+                    "%s: the handle belongs to process %lld, before its fork(); this is process "
+                    "%lld: open the model again here, or call this before forking",
+                    call, (long long)process, (long long)dsi_sys_getpid());
+}
+
+dsi_status dsi_model_enter(const dsi_model *model, const char *call) {
+    if (!dsi_is_child(model->process)) return DSI_OK;
+    return dsi_fail_child(dsi_thread_error(), call, model->process);
+}
+
 dsi_status dsi_copy_options(void *to, uint32_t our_size, const void *from, const char *name,
                             dsi_error *error) {
     if (!from) return DSI_OK;
@@ -105,6 +117,7 @@ dsi_status dsi_model_open(const char *path, const dsi_model_options *options, ds
     if (st != DSI_OK) return st;
     dsi_model *model = dsi_sys_calloc(1, sizeof *model);
     if (!model) return dsi_fail(error, DSI_E_NOMEM, "no memory for a model handle");
+    model->process = dsi_sys_getpid();
     model->options = o;
     model->log = (dsi_log){o.log, o.log_user};
     st = open_parts(model, path, &o, error);
@@ -217,6 +230,8 @@ dsi_status dsi_model_get_info(const dsi_model *model, dsi_model_info *info) {
     if (!model || !info || info->struct_size < sizeof info->struct_size)
         return dsi_fail(dsi_thread_error(), DSI_E_ARG,
                         "dsi_model_get_info: set info->struct_size to sizeof *info first");
+    dsi_status st = dsi_model_enter(model, "dsi_model_get_info");
+    if (st != DSI_OK) return st;
     const dsi_config *c = &model->config;
     count n = count_weights(model);
     bool mla = c->arch->attention == DSI_ATTENTION_MLA;
@@ -256,6 +271,8 @@ dsi_status dsi_model_get_tensor(const dsi_model *model, uint32_t index, dsi_tens
                         "dsi_model_get_tensor: index %u, the model has %u tensors; struct_size "
                         "must be set",
                         index, model ? model->checkpoint.n_tensors : 0);
+    dsi_status st = dsi_model_enter(model, "dsi_model_get_tensor");
+    if (st != DSI_OK) return st;
     const dsi_file_tensor *t = &model->checkpoint.tensors[index];
     dsi_tensor_info all = {.struct_size = info->struct_size,
                            .dtype = t->dtype,

@@ -100,6 +100,8 @@ dsi_status dsi_session_open(dsi_engine *engine, const dsi_session_options *optio
     if (!engine || !out)
         return dsi_fail(error, DSI_E_ARG, "dsi_session_open: engine or session is NULL");
     *out = NULL;
+    if (dsi_is_child(engine->process))
+        return dsi_fail_child(error, "dsi_session_open", engine->process);
     dsi_session_options all;
     dsi_session_options_init(&all);
     dsi_status st = dsi_copy_options(&all, sizeof all, options, "dsi_session_options", error);
@@ -109,7 +111,7 @@ dsi_status dsi_session_open(dsi_engine *engine, const dsi_session_options *optio
 
 void dsi_session_close(dsi_session *s) {
     if (!s) return;
-    if (s->n_pages) {
+    if (s->n_pages && !dsi_is_child(s->engine->process)) {
         pthread_mutex_lock(&s->engine->lock);
         dsi_pages_release(s, 0);
         pthread_mutex_unlock(&s->engine->lock);
@@ -140,6 +142,8 @@ void dsi_session_seal(dsi_session *s) {
 dsi_status dsi_session_enter(const dsi_session *session, const char *call) {
     dsi_session *s = (dsi_session *)(uintptr_t)session; /* only its message is written */
     if (!s) return dsi_fail(dsi_thread_error(), DSI_E_ARG, "%s: session is NULL", call);
+    if (dsi_is_child(s->engine->process))
+        return dsi_fail_child(&s->handle.error, call, s->engine->process);
     if (s->stream)
         return dsi_fail(&s->handle.error, DSI_E_STATE,
                         "%s: a stream computes an answer in this session; close the stream first",
@@ -148,7 +152,7 @@ dsi_status dsi_session_enter(const dsi_session *session, const char *call) {
 }
 
 void dsi_session_cancel(dsi_session *s) {
-    if (s) atomic_store(&s->cancel_flag, 1);
+    if (s && !dsi_is_child(s->engine->process)) atomic_store(&s->cancel_flag, 1);
 }
 
 dsi_status dsi_session_set_deadline(dsi_session *s, double seconds) {

@@ -205,5 +205,7 @@ dsi_status dsi_engine_step(dsi_engine *engine, dsi_session *const *sessions, siz
     if (!engine || (!sessions && n_sessions))
         return dsi_fail(dsi_thread_error(), DSI_E_ARG,
                         "dsi_engine_step: engine or sessions is NULL");
+    if (dsi_is_child(engine->process))
+        return dsi_fail_child(&engine->handle.error, "dsi_engine_step", engine->process);
     return locked_step(engine, sessions, n_sessions, true, n_rows);
 }

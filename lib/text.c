@@ -4,6 +4,7 @@
 
 static dsi_status need_tokenizer(const dsi_model *model, const char *call, dsi_error *error) {
     if (!model) return dsi_fail(error, DSI_E_ARG, "%s: model is NULL", call);
+    if (dsi_is_child(model->process)) return dsi_fail_child(error, call, model->process);
     if (model->tokenizer) return DSI_OK;
     if (model->tokenizer_error.text[0])
         return dsi_fail(error, DSI_E_UNSUPPORTED, "%s: %s", call, model->tokenizer_error.text);

@@ -19,6 +19,7 @@ typedef struct worker {
 
 struct dsi_pool {
     /* Written between runs only, published by `generation`. */
+    int64_t process; /* that started the threads: fork() copies none of them */
     uint32_t n_threads;
     bool spin, stop;
     dsi_pool_fn fn;
@@ -142,6 +143,7 @@ dsi_status dsi_pool_new(uint32_t n_threads, const dsi_log *log, dsi_pool **pool,
         pthread_mutex_destroy(&made->mutex);
         goto no_memory;
     }
+    made->process = dsi_sys_getpid();
     made->n_threads = 1;
     made->workers = workers;
     /* A thread that spins on the CPU its partner needs only delays it. */
@@ -157,8 +159,9 @@ no_memory:
                     n_threads);
 }
 
-void dsi_pool_free(dsi_pool *pool) {
-    if (pool == NULL) return;
+/* Not in a child of fork(): there is no thread to join there, and destroying the condition would
+ * wait for sleepers that do not exist. */
+static void stop_workers(dsi_pool *pool) {
     pool->stop = true;
     move(pool, &pool->generation);
     for (uint32_t i = 1; i < pool->n_threads; i++) {
@@ -166,6 +169,11 @@ void dsi_pool_free(dsi_pool *pool) {
     }
     pthread_cond_destroy(&pool->moved);
     pthread_mutex_destroy(&pool->mutex);
+}
+
+void dsi_pool_free(dsi_pool *pool) {
+    if (pool == NULL) return;
+    if (dsi_sys_getpid() == pool->process) stop_workers(pool);
     dsi_sys_free(pool->workers);
     dsi_sys_free(pool);
 }

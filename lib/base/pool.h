@@ -13,7 +13,8 @@ enum { DSI_POOL_MAX_THREADS = 1024 };
 /* n_threads counts the caller; outside 1..DSI_POOL_MAX_THREADS it is DSI_E_ARG. If the system
  * refuses threads the pool is smaller (logged, never an error). */
 dsi_status dsi_pool_new(uint32_t n_threads, const dsi_log *log, dsi_pool **pool, dsi_error *error);
-/* Ends and joins all threads; NULL is allowed; never during a run. */
+/* Ends and joins all threads; NULL is allowed; never during a run. In a child of fork(), where the
+ * threads are not, it frees the memory alone. */
 void dsi_pool_free(dsi_pool *pool);
 uint32_t dsi_pool_size(const dsi_pool *pool);
 /* Runs fn(context, 0..n-1, n) and returns when all have returned; the caller is thread 0.
