@@ -24,7 +24,8 @@ root=$work/root
 # ---- What is where, and with which rights -------------------------------------------------------
 SOURCE_DATE_EPOCH=1700000000 plain_make install DESTDIR="$root" PREFIX=$prefix >"$work/out" 2>&1 ||
     fail "make install: $(cat "$work/out")"
-grep -qE '^(CC|LD|AR) ' "$work/out" && fail "make install built something: $(grep -m 1 -E "^(CC|LD|AR) " "$work/out")"
+built=$(grep -m 1 -E '^(CC|LD|AR) ' "$work/out")
+[ -z "$built" ] || fail "make install built something: $built"
 is() { # mode, path below the prefix
     [ -f "$root$prefix/$2" ] || { fail "$2 was not installed"; return; }
     mode=$(stat -c %a "$root$prefix/$2")

@@ -441,7 +441,8 @@ typedef void (*dsi_tap_fn)(void *user, const char *name, int32_t layer, const fl
                            size_t n_rows, size_t n_columns);
 DSI_API dsi_status dsi_engine_set_tap(dsi_engine *engine, dsi_tap_fn tap, void *user);
 
-/* A line of text for people: backend, kernels in use, threads, activation type. Owned by engine. */
+/* A line of text for people: backend, kernels in use, threads, activation type; and if the kernels'
+ * self-test at the first open found one wrong, what is used instead. Owned by engine. */
 DSI_API const char *dsi_engine_describe(const dsi_engine *engine);
 
 #ifdef __cplusplus
