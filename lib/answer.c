@@ -36,6 +36,18 @@ static void text_event(void *user, uint32_t part, const char *text, size_t n) {
     if (s->on_event) s->on_event(s->event_user, &event);
 }
 
+static void token_event(const dsi_session *s, int32_t token) {
+    dsi_event event = {.struct_size = sizeof event,
+                       .kind = DSI_EVENT_TOKEN,
+                       .part = s->answer_text.part,
+                       .token = token,
+                       .top = s->top,
+                       .n_top = s->n_top,
+                       .logprob = s->logprob};
+    event.text = dsi_tokenizer_bytes(s->engine->model->tokenizer, token, &event.n_bytes);
+    s->on_event(s->event_user, &event);
+}
+
 /* The prompt ends in <think>, perhaps with a line end behind it: the answer begins with reasoning?
  */
 static bool starts_reasoning(const dsi_session *s, uint32_t n_prompt) {
@@ -54,6 +66,7 @@ static void start_text(dsi_session *s, uint32_t n_prompt) {
 bool dsi_answer_token(dsi_session *s, int32_t token) {
     if (!s->on_event && !s->stop) return false;
     if (!s->answer_started) start_text(s, s->n_total);
+    if (s->on_event && s->options.logprobs) token_event(s, token);
     dsi_answer_text *a = &s->answer_text;
     if (token == s->think_open && dsi_answer_text_think(a, true)) return false;
     if (token == s->think_close && dsi_answer_text_think(a, false)) return false;
@@ -98,14 +111,19 @@ static dsi_status render(dsi_session *s, const dsi_message *messages, size_t n_m
     return st;
 }
 
+/* Cuts the session to the tokens it has in common with the prompt and queues the others: at least
+ * one, since the logits of the last one are wanted. */
 static dsi_status queue_prompt(dsi_answer *a, const int32_t *tokens, size_t n_tokens) {
     dsi_session *s = a->session;
-    if (s->n_total)
-        return dsi_fail(&s->handle.error, DSI_E_STATE,
-                        "the session holds %u tokens; dsi_generate_chat needs an empty one",
-                        s->n_total);
+    size_t n_common = 0;
+    while (n_common < s->n_total && n_common + 1 < n_tokens &&
+           s->tokens[n_common] == tokens[n_common])
+        n_common++;
+    dsi_status st = dsi_session_rewind(s, n_common);
+    if (st != DSI_OK) return st;
     a->result.n_tokens_in = (uint32_t)n_tokens;
-    return dsi_session_append(s, tokens, n_tokens);
+    a->result.n_tokens_kept = s->n_tokens;
+    return dsi_session_append(s, tokens + n_common, n_tokens - n_common);
 }
 
 dsi_status dsi_answer_begin(dsi_answer *a, dsi_session *s, const dsi_message *messages,

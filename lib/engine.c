@@ -256,6 +256,7 @@ dsi_status dsi_plan(const dsi_model *model, const dsi_engine_options *options,
 
 void dsi_engine_close(dsi_engine *e) {
     if (!e) return;
+    dsi_engine_stop_runner(e);
     dsi_step_rows *r = &e->rows;
     void *blocks[] = {r->tokens,      r->seq,       r->position,   r->slots,
                       r->expanded,    r->head_rows, r->head_seq,   r->page_table,

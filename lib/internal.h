@@ -157,6 +157,7 @@ struct dsi_engine {
     double rope_factor;
     dsi_tap_fn tap;
     void *tap_user;
+    _Atomic(struct dsi_runner *) runner; /* the thread of the streams; NULL before the first one */
     uint32_t n_sessions;
     char describe[320];
 };
@@ -192,7 +193,8 @@ dsi_status dsi_forward_head(dsi_engine *engine, dsi_forward_mode mode, uint32_t 
  * ------------------------------------------------------------------------------------------ */
 
 struct dsi_session {
-    dsi_handle handle;
+    dsi_handle handle; /* messages of the caller's calls */
+    dsi_error *error;  /* where work leaves its message: the handle's, or that of the stream */
     dsi_engine *engine;
     dsi_session_options options;
     /* the timeline */
@@ -241,13 +243,15 @@ dsi_status dsi_session_new(dsi_engine *engine, const dsi_session_options *option
 /* May a public call work on this session? DSI_E_ARG for NULL, DSI_E_FORK in a child, DSI_E_STATE
  * while a stream owns it; the message is set. */
 dsi_status dsi_session_enter(const dsi_session *session, const char *call);
-/* Why the session cannot be computed now: CANCELLED, TIMEOUT, NAN; its handle has the message. */
+bool dsi_session_is_cancelled(const dsi_session *session);
+/* Why the session cannot be computed now: CANCELLED, TIMEOUT, NAN; session->error has the message.
+ */
 dsi_status dsi_session_hindrance(dsi_session *session);
 /* A status reports the hindrance to the caller: a cancel is over then. Returns `status`. */
 dsi_status dsi_session_report(dsi_session *session, dsi_status status);
 
 /* dsi_engine_step and dsi_session_sample without the question whose session it is: for the runner
- * of the streams. After a step, session->outcome says for each session what became of it. */
+ * of the streams. After a step, session->outcome and session->error say what became of each. */
 dsi_status dsi_step_sessions(dsi_engine *engine, dsi_session *const *sessions, size_t n_sessions,
                              size_t *n_rows);
 dsi_status dsi_session_draw(dsi_session *session, int32_t *token);
@@ -307,6 +311,18 @@ void dsi_answer_listen(dsi_answer *answer, void (*on_event)(void *user, const ds
 dsi_status dsi_answer_advance(dsi_answer *answer, bool *done);
 /* The last events; status: why the answer ended. Nobody listens afterwards. */
 void dsi_answer_end(dsi_answer *answer, dsi_status status);
+
+/* ---- Streams (stream.c, runner.c)
+ * ----------------------------------------------------------------------------------- */
+
+bool dsi_stream_is_cancelled(const dsi_stream *stream);
+/* The session is being closed before its stream: the answer ends with DSI_E_CANCELLED. */
+void dsi_stream_detach(dsi_stream *stream);
+/* Something that the thread of the streams waits for may have changed. Any thread, signal handlers
+ * too. */
+void dsi_engine_wake_runner(const dsi_engine *engine);
+/* The engine is being closed: ends all streams with DSI_E_CANCELLED and joins the thread. */
+void dsi_engine_stop_runner(dsi_engine *engine);
 
 /* ---- Sampling (sample.c)
  * --------------------------------------------- */

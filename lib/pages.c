@@ -54,7 +54,7 @@ static dsi_status own_page(dsi_session *s, uint32_t index) {
     dsi_engine *e = s->engine;
     int32_t old = s->pages[index], own = take_page(e);
     dsi_status st = DSI_OK;
-    if (index * DSI_PAGE_ROWS < s->n_tokens) st = copy_page(e, old, own, &s->handle.error);
+    if (index * DSI_PAGE_ROWS < s->n_tokens) st = copy_page(e, old, own, s->error);
     if (st == DSI_OK) s->pages[index] = own;
     let_go(e, st == DSI_OK ? old : own);
     return st;
@@ -67,7 +67,7 @@ dsi_status dsi_session_reserve(dsi_session *s, uint32_t n_rows) {
     uint32_t n_new = need > s->n_pages ? need - s->n_pages : 0;
     for (uint32_t p = first; p < need && p < s->n_pages; p++) n_new += is_shared(s, p);
     if (n_new > e->n_free_pages)
-        return dsi_fail(&s->handle.error, DSI_E_CONTEXT,
+        return dsi_fail(s->error, DSI_E_CONTEXT,
                         "the KV pool is full: this session needs %u more pages of %d tokens, %u of "
                         "%u are free; close sessions or open the engine with more kv_tokens (now "
                         "%u)",

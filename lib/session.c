@@ -80,6 +80,7 @@ dsi_status dsi_session_new(dsi_engine *engine, const dsi_session_options *option
     *out = NULL;
     dsi_session *s = dsi_sys_calloc(1, sizeof *s);
     if (!s) return dsi_fail(error, DSI_E_NOMEM, "no memory for a session handle");
+    s->error = &s->handle.error;
     s->engine = engine;
     s->end_token = -1;
     s->options = parent ? parent->options : *options;
@@ -111,6 +112,7 @@ dsi_status dsi_session_open(dsi_engine *engine, const dsi_session_options *optio
 
 void dsi_session_close(dsi_session *s) {
     if (!s) return;
+    if (s->stream) dsi_stream_detach(s->stream);
     if (s->n_pages && !dsi_is_child(s->engine->process)) {
         pthread_mutex_lock(&s->engine->lock);
         dsi_pages_release(s, 0);
@@ -152,7 +154,13 @@ dsi_status dsi_session_enter(const dsi_session *session, const char *call) {
 }
 
 void dsi_session_cancel(dsi_session *s) {
-    if (s && !dsi_is_child(s->engine->process)) atomic_store(&s->cancel_flag, 1);
+    if (!s || dsi_is_child(s->engine->process)) return;
+    atomic_store(&s->cancel_flag, 1);
+    dsi_engine_wake_runner(s->engine);
+}
+
+bool dsi_session_is_cancelled(const dsi_session *s) {
+    return atomic_load(&s->cancel_flag) || (s->stream && dsi_stream_is_cancelled(s->stream));
 }
 
 dsi_status dsi_session_set_deadline(dsi_session *s, double seconds) {
@@ -168,14 +176,14 @@ dsi_status dsi_session_set_deadline(dsi_session *s, double seconds) {
 static dsi_status fail_broken(dsi_session *s) {
     const dsi_broken *b = &s->broken;
     if (!s->engine->options.check_layers)
-        return dsi_fail(&s->handle.error, DSI_E_NAN,
+        return dsi_fail(s->error, DSI_E_NAN,
                         "a logit of the token at position %u is not a finite number: the weights "
                         "or the cached rows are damaged; check the checkpoint (dsinfer verify); "
                         "with the engine option check_layers the message names the layer",
                         b->position);
     char layer[32] = "";
     if (b->layer >= 0) snprintf(layer, sizeof layer, "layer %d: ", b->layer);
-    return dsi_fail(&s->handle.error, DSI_E_NAN,
+    return dsi_fail(s->error, DSI_E_NAN,
                     "%s%s gives a number that is not finite for token %d at position %u, the first "
                     "to do so: its weights are damaged, or its input is beyond what the number "
                     "format holds; check the checkpoint (dsinfer verify)",
@@ -183,13 +191,12 @@ static dsi_status fail_broken(dsi_session *s) {
 }
 
 dsi_status dsi_session_hindrance(dsi_session *s) {
-    dsi_error *error = &s->handle.error;
-    if (atomic_load(&s->cancel_flag))
-        return dsi_fail(error, DSI_E_CANCELLED,
+    if (dsi_session_is_cancelled(s))
+        return dsi_fail(s->error, DSI_E_CANCELLED,
                         "cancelled with %u tokens computed and %u queued; the session can go on",
                         s->n_tokens, s->n_total - s->n_tokens);
     if (s->deadline > 0 && dsi_sys_seconds() >= s->deadline)
-        return dsi_fail(error, DSI_E_TIMEOUT,
+        return dsi_fail(s->error, DSI_E_TIMEOUT,
                         "the deadline has passed with %u tokens computed and %u queued; "
                         "dsi_session_set_deadline gives more time, 0 removes the limit",
                         s->n_tokens, s->n_total - s->n_tokens);
@@ -270,7 +277,7 @@ dsi_status dsi_session_draw(dsi_session *s, int32_t *token) {
     if (s->finish != DSI_FINISH_NONE) return DSI_OK;
     if (s->broken.name) return fail_broken(s);
     if (s->n_tokens != s->n_total || !s->n_logits)
-        return dsi_fail(&s->handle.error, DSI_E_STATE,
+        return dsi_fail(s->error, DSI_E_STATE,
                         "%u tokens are queued and %u rows of logits are there; append tokens and "
                         "step first",
                         s->n_total - s->n_tokens, s->n_logits);
@@ -282,8 +289,8 @@ dsi_status dsi_session_draw(dsi_session *s, int32_t *token) {
         logits = s->penalized;
     }
     int32_t picked;
-    dsi_status st = dsi_sample(&s->options, logits, vocab, s->n_sampled, s->candidates, &picked,
-                               &s->handle.error);
+    dsi_status st =
+        dsi_sample(&s->options, logits, vocab, s->n_sampled, s->candidates, &picked, s->error);
     if (st != DSI_OK) return st;
     keep_logprobs(s, last, vocab, picked);
     if (!s->options.ignore_end && is_end_token(s, picked)) {

@@ -120,7 +120,7 @@ static dsi_status compute_heads(dsi_engine *e) {
 bool dsi_step_cancelled(const dsi_engine *e) {
     const dsi_step_rows *r = &e->rows;
     for (uint32_t i = 0; i < r->n_sessions; i++)
-        if (r->taken[i] && !atomic_load(&r->sessions[i]->cancel_flag)) return false;
+        if (r->taken[i] && !dsi_session_is_cancelled(r->sessions[i])) return false;
     return r->n_rows > 0;
 }
 
@@ -137,7 +137,7 @@ static dsi_status conclude(dsi_engine *e, size_t *n_rows) {
     }
     if (n_rows) *n_rows = n;
     if (n || !first) return DSI_OK;
-    e->handle.error = first->handle.error;
+    e->handle.error = *first->error;
     for (uint32_t i = 0; i < r->n_sessions; i++)
         if (r->sessions[i]->outcome == first->outcome)
             dsi_session_report(r->sessions[i], first->outcome);
@@ -160,7 +160,7 @@ static void settle(dsi_engine *e, uint32_t i, dsi_status st) {
     } else {
         s->n_logits = 0;
         s->outcome = st;
-        s->handle.error = e->handle.error;
+        *s->error = e->handle.error;
     }
 }
 

@@ -108,6 +108,9 @@ void dsi_sys_writer_abort(dsi_sys_writer *writer);
 int dsi_sys_eventfd(void);
 void dsi_sys_eventfd_signal(int fd);
 void dsi_sys_eventfd_drain(int fd);
+/* Waits until the counter is readable or dsi_sys_seconds() reaches `deadline` (INFINITY: without
+ * end); may return before. */
+void dsi_sys_eventfd_wait(int fd, double deadline);
 void dsi_sys_close(int fd); /* negative: nothing; leaves errno alone */
 
 /* ---- Threads and the machine (sys_thread.c) ---- */

@@ -5,6 +5,8 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <math.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -436,5 +438,14 @@ void dsi_sys_eventfd_drain(int fd) {
     do {
         n = read(fd, &count, sizeof count); /* EAGAIN: nothing was signalled */
     } while (n < 0 && errno == EINTR);
+    errno = saved;
+}
+
+void dsi_sys_eventfd_wait(int fd, double deadline) {
+    struct pollfd one = {.fd = fd, .events = POLLIN};
+    double left_ms = ceil((deadline - dsi_sys_seconds()) * 1e3);
+    int saved = errno, timeout = -1;
+    if (left_ms < INT_MAX) timeout = left_ms > 0 ? (int)left_ms : 0;
+    poll(&one, 1, timeout); /* a signal or a lack of memory in the kernel: the caller looks again */
     errno = saved;
 }
