@@ -51,7 +51,7 @@ typedef struct torture_options {
     uint32_t n_scenarios;
     double seconds;    /* an injection that takes longer hangs; 0: 60 */
     const char *only;  /* one scenario, NULL: all */
-    uint64_t n_sample; /* about so many injections, drawn with seed; 0: all */
+    uint64_t n_sample; /* about so many injections of each scenario, drawn with seed; 0: all */
     uint64_t seed;
     bool verbose; /* a line for each injection */
     bool quiet;   /* no line at all */

@@ -42,7 +42,7 @@ typedef struct torture {
     double seconds;
     pass passes[MAX_PASSES];
     uint32_t n_passes;
-    uint64_t n_all; /* injections of all scenarios, when a sample is drawn */
+    uint64_t n_all; /* injections of the scenario, from which a sample is drawn */
     progress *shared;
 } torture;
 
@@ -260,7 +260,7 @@ static bool start(bench *b, uint64_t calls[DSI_N_CALLS]) {
     return false;
 }
 
-static int child(torture *t, bool count_only) {
+static int child(torture *t) {
     bench b = {.t = t};
     progress *p = t->shared;
     uint64_t calls[DSI_N_CALLS];
@@ -269,14 +269,14 @@ static int child(torture *t, bool count_only) {
         p->unusable = true;
         return 1;
     }
-    for (; !count_only && p->pass < t->n_passes; p->pass++, first = 1) {
+    t->n_all = 0;
+    for (uint32_t i = 0; i < t->n_passes; i++) t->n_all += n_eligible(&t->passes[i], calls);
+    for (; p->pass < t->n_passes; p->pass++, first = 1) {
         const pass *way = &t->passes[p->pass];
         uint64_t n_calls = n_eligible(way, calls);
         for (uint64_t n = first; n <= n_calls; n++)
             if (is_drawn(t, p->pass, n)) inject(&b, way, n);
     }
-    for (uint32_t i = 0; count_only && i < t->n_passes; i++)
-        p->n_injections += n_eligible(&t->passes[i], calls);
     b.t->scenario->finish(&b.state);
     holdings end = count_holdings(&b.state);
     if (end.n_blocks != 0 || end.n_bytes_mapped != 0) {
@@ -312,13 +312,13 @@ static void report_death(const torture *t, int status) {
     fflush(stdout);
 }
 
-static void run_scenario(torture *t, bool count_only) {
+static void run_scenario(torture *t) {
     progress *p = t->shared;
     memset(p, 0, sizeof *p);
     for (uint64_t at = 0; !p->finished; at = p->pass * 1000000ull + p->n) {
         fflush(stdout);
         pid_t pid = fork();
-        if (pid == 0) exit(child(t, count_only)); /* exit: the leak check runs then */
+        if (pid == 0) exit(child(t)); /* exit: the leak check runs then */
         int status = 0;
         if (pid < 0 || waitpid(pid, &status, 0) != pid) {
             perror("fork");
@@ -369,17 +369,11 @@ void torture_run(const torture_options *options, uint64_t *n_passed, uint64_t *n
         ++*n_failed;
         return;
     }
-    for (uint32_t i = 0; options->n_sample && i < t.n_scenarios; i++) {
-        t.scenario = &t.scenarios[i];
-        if (!is_wanted(&t)) continue;
-        run_scenario(&t, true);
-        t.n_all += t.shared->n_injections;
-    }
     for (uint32_t i = 0; i < t.n_scenarios; i++) {
         t.scenario = &t.scenarios[i];
         if (!is_wanted(&t)) continue;
         double begin = dsi_sys_seconds();
-        run_scenario(&t, false);
+        run_scenario(&t);
         print_scenario(&t, dsi_sys_seconds() - begin);
         *n_failed += t.shared->n_failed;
         *n_passed += t.shared->n_injections > t.shared->n_failed
