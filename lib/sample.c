@@ -4,7 +4,6 @@
  * replayed from its request. */
 #include "internal.h"
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* splitmix64 (Steele, Lea and Flood 2014): a good 64-bit mix of seed and index. */
@@ -70,7 +69,7 @@ dsi_status dsi_sample(const dsi_session_options *options, const float *logits, u
     uint32_t n_likely = 0;
     for (uint32_t i = 0; i < n; i++)
         if (logits[i] >= lowest) candidates[n_likely++] = (dsi_candidate){logits[i], (int32_t)i};
-    qsort(candidates, n_likely, sizeof *candidates, by_logit);
+    dsi_sort(candidates, n_likely, sizeof *candidates, by_logit);
     double sum, u = uniform(options->seed, draw);
     uint32_t n_kept = truncate(options, candidates, n_likely, &sum);
     double left = u * sum, inverse_temperature = 1.0 / (double)options->temperature;

@@ -98,6 +98,44 @@ static void test_checked_arithmetic(void **state) {
     assert_int_equal(dsi_max_i64(-1, 2), 2);
 }
 
+static int compare_items(const void *a, const void *b) {
+    uint32_t x, y;
+    memcpy(&x, a, sizeof x);
+    memcpy(&y, b, sizeof y);
+    return (x > y) - (x < y);
+}
+
+/* Every length to 100 and a long one, items of 4 to 64 bytes, keys that are random, few, rising and
+ * falling: in order, and each item still whole (the last byte belongs to the key). */
+static void test_sort(void **state) {
+    (void)state;
+    static unsigned char items[70000 * 8];
+    static const uint64_t sizes[] = {5, 8, 12, 64};
+    uint32_t random = 1;
+    for (uint64_t n = 0; n <= 101; n++) {
+        for (uint32_t way = 0; way < 4 * 4; way++) {
+            uint64_t size = sizes[way % 4], count = n == 101 ? sizeof items / size : n, sum = 0;
+            for (uint64_t i = 0; i < count; i++) {
+                random = random * 1664525 + 1013904223;
+                uint32_t keys[] = {random, random >> 30, (uint32_t)i, (uint32_t)(count - i)};
+                uint32_t key = keys[way / 4];
+                memcpy(items + i * size, &key, sizeof key);
+                items[i * size + size - 1] = (unsigned char)(key * 7 + 1);
+                sum += key;
+            }
+            dsi_sort(items, count, size, compare_items);
+            uint32_t before = 0, key = 0;
+            for (uint64_t i = 0; i < count; i++, before = key) {
+                memcpy(&key, items + i * size, sizeof key);
+                if (key < before || items[i * size + size - 1] != (unsigned char)(key * 7 + 1))
+                    fail_msg("%u of %u items, way %u", (unsigned)i, (unsigned)count, way);
+                sum -= key;
+            }
+            assert_true(sum == 0);
+        }
+    }
+}
+
 static void test_tables(void **state) {
     (void)state;
     assert_int_equal(dsi_dtype_bytes(DSI_DTYPE_BF16), 2);
@@ -345,6 +383,7 @@ int main(void) {
         cmocka_unit_test(test_fail),
         cmocka_unit_test(test_fail_truncates),
         cmocka_unit_test(test_checked_arithmetic),
+        cmocka_unit_test(test_sort),
         cmocka_unit_test(test_tables),
         cmocka_unit_test(test_log),
         cmocka_unit_test(test_pool_share),

@@ -63,6 +63,37 @@ void dsi_logf(const dsi_log *log, uint32_t level, const char *component, const c
     log->write(log->user, level, component, line);
 }
 
+/* Heapsort. The item at `root` goes down to a leaf along the larger children and from there up to
+ * its place: fewer comparisons than asking on the way down, since it nearly always belongs low. */
+static void sift(char *items, uint64_t root, uint64_t n, uint64_t size,
+                 int (*compare)(const void *, const void *)) {
+    char item[64];
+    memcpy(item, items + root * size, size);
+    uint64_t at = root, child, above;
+    while ((child = 2 * at + 1) < n) {
+        if (child + 1 < n && compare(items + child * size, items + (child + 1) * size) < 0) child++;
+        memcpy(items + at * size, items + child * size, size);
+        at = child;
+    }
+    for (; at > root; at = above) {
+        above = (at - 1) / 2;
+        if (compare(items + above * size, item) >= 0) break;
+        memcpy(items + at * size, items + above * size, size);
+    }
+    memcpy(items + at * size, item, size);
+}
+
+void dsi_sort(void *items, uint64_t n, uint64_t size, int (*compare)(const void *, const void *)) {
+    char item[64], *first = items;
+    for (uint64_t i = n / 2; i-- > 0;) sift(first, i, n, size, compare);
+    for (uint64_t end = n; end-- > 1;) { /* the largest goes to the end of what is left */
+        memcpy(item, first, size);
+        memcpy(first, first + end * size, size);
+        memcpy(first + end * size, item, size);
+        sift(first, 0, end, size, compare);
+    }
+}
+
 const char *dsi_status_name(dsi_status status) {
     switch (status) {
 #define STATUS_NAME(name, code, text)                                                              \

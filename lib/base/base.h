@@ -43,6 +43,10 @@ static inline int64_t dsi_min_i64(int64_t a, int64_t b) { return a < b ? a : b; 
 static inline int64_t dsi_max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t dsi_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+/* As qsort for items of at most 64 bytes, in place: that of glibc allocates behind the caller's
+ * allocator. Never worse than n log n; equal items come out in any order. */
+void dsi_sort(void *items, uint64_t n, uint64_t size, int (*compare)(const void *, const void *));
+
 /* Bytes of one element of `dtype`, 0 if the code is unknown; its safetensors name, "?" if unknown;
  * the code of a safetensors name, DSI_DTYPE_NONE if unknown. */
 uint32_t dsi_dtype_bytes(dsi_dtype dtype);

@@ -2,7 +2,6 @@
 #include "trie.h"
 #include "../base/sys.h"
 
-#include <stdlib.h>
 
 static int compare_entries(const void *left, const void *right) {
     const dsi_trie_entry *a = left, *b = right;
@@ -37,7 +36,7 @@ static bool sort_entries(dsi_trie_entry *entries, uint32_t n_entries) {
             entries[end[unsorted[i].head >> SHIFT]++] = unsorted[i];
         for (uint32_t b = 0, begin = 0; b < N_BUCKETS; begin = end[b++])
             if (end[b] - begin > 1)
-                qsort(entries + begin, end[b] - begin, sizeof *entries, compare_entries);
+                dsi_sort(entries + begin, end[b] - begin, sizeof *entries, compare_entries);
     }
     bool done = unsorted && end;
     dsi_sys_free(unsorted);
