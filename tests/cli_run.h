@@ -11,11 +11,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { CLI_RUN_ARGUMENTS = 24, CLI_RUN_SECONDS = 120 };
+enum { CLI_RUN_ARGUMENTS = 48, CLI_RUN_SECONDS = 120 };
 
 typedef struct cli_call {
     const char *arguments[CLI_RUN_ARGUMENTS]; /* without the program, up to a NULL */
@@ -24,6 +25,9 @@ typedef struct cli_call {
     const char *locale;                       /* LC_ALL; NULL: C */
     const char *stdout_path;                  /* a file opened as stdout; NULL: kept in out */
     int stdout_fd;                            /* > 0: used as stdout */
+    const char *stdin_path;                   /* a file opened as stdin; NULL: input */
+    unsigned long file_bytes, memory_bytes;   /* RLIMIT_FSIZE, RLIMIT_AS; 0: as they are */
+    bool nobody;                              /* root becomes the user nobody */
 } cli_call;
 
 typedef struct cli_result {
@@ -59,8 +63,14 @@ static inline void cli_child(const cli_call *call, int in, int out, int err) {
     setenv("LC_ALL", call->locale == NULL ? "C" : call->locale, 1);
     if (call->stdout_path != NULL) out = open(call->stdout_path, O_WRONLY);
     if (call->stdout_fd > 0) out = call->stdout_fd;
+    if (call->stdin_path != NULL) in = open(call->stdin_path, O_RDONLY);
     if (dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0) _exit(126);
     alarm(CLI_RUN_SECONDS);
+    struct rlimit file = {call->file_bytes, call->file_bytes};
+    struct rlimit memory = {call->memory_bytes, call->memory_bytes};
+    if (call->file_bytes != 0 && setrlimit(RLIMIT_FSIZE, &file) != 0) _exit(125);
+    if (call->memory_bytes != 0 && setrlimit(RLIMIT_AS, &memory) != 0) _exit(125);
+    if (call->nobody && geteuid() == 0 && setuid(65534) != 0) _exit(125);
     execv(argv[0], (char *const *)(void *)argv);
     _exit(127);
 }

@@ -307,6 +307,12 @@ static void inspect_adds_up(void **state) {
     result = RUN(3, "inspect", "-m", TINY, "--max-memory", "1M");
     assert_non_null(strstr(result.err, "--max-memory"));
     cli_result_free(&result);
+    result = RUN(3, "inspect", "-m", TINY, "--max-memory", "1M", "--json"); /* figures and error */
+    json = parse(result.out, result.n_out);
+    assert_true(number(&json, 0, "layers") == 6);
+    assert_true(number(&json, dsi_json_get(&json, 0, "error"), "code") == 3);
+    dsi_json_free(&json);
+    cli_result_free(&result);
 }
 
 static void verify_judges(void **state) {
@@ -323,8 +329,14 @@ static void verify_judges(void **state) {
     assert_true(number(&json, 0, "tokens") == 192 && number(&json, 0, "greedy_total") == 48);
     assert_true(number(&json, 0, "mean_kl") <= 1e-6);
     assert_true(number(&json, 0, "greedy_match") == 48);
+    bool ok = false;
+    assert_true(dsi_json_bool(&json, dsi_json_get(&json, 0, "ok"), &ok) && ok);
     print_message("%s\n", last);
     dsi_json_free(&json);
+    cli_result_free(&result);
+    result = RUN(1, "verify", "-m", TINY, "--golden", TINY "/golden.safetensors", "--max-mean-kl",
+                 "1e-15", "-q", "--json");
+    assert_non_null(strstr(result.out, "\"ok\": false}\n"));
     cli_result_free(&result);
     result = RUN(0, "verify", "-m", TINY, "--golden", TINY "/golden.safetensors");
     assert_non_null(strstr(result.out, "PASS"));

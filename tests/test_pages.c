@@ -46,11 +46,10 @@ static void help_fits_a_screen(void **state) {
         if (n_lines > 24) fail_msg("help of %s has %zu lines", name, n_lines);
         for (size_t j = 0; j < cli_n_options; j++) {
             const cli_option *option = &cli_option_table[j];
-            char named[64], explained[64];
+            char named[64], explained[256];
             snprintf(named, sizeof named, " --%s", option->name);
-            snprintf(explained, sizeof explained, "%s--%s%s%s ", option->letter ? ", " : "      ",
-                     option->name, option->argument ? " " : "",
-                     option->argument ? option->argument : "");
+            snprintf(explained, sizeof explained, "%s--%s%s ", option->letter ? ", " : "      ",
+                     option->name, cli_value_text(option).text);
             bool mine = (option->commands & bit) != 0;
             if (mine != (strstr(all.out, explained) != NULL) ||
                 (mine && strstr(result.out, named) == NULL)) {
@@ -93,6 +92,41 @@ static void tables_are_data(void **state) {
         dsi_json_free(&json);
         cli_result_free(&plain);
         cli_result_free(&result);
+    }
+}
+
+/* Text of a model or a file cannot move the cursor, recolour, or turn the writing round. */
+static void text_is_made_safe(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *shown;
+    } cases[] = {
+        {"a\tb\nc", "a\tb\nc"},
+        {"\033[31m红\033[0m", "?[31m红?[0m"},
+        {"\r覆盖\b\a\177", "?覆盖???"},
+        {"\xc2\x9b"
+         "2J",
+         "?2J"}, /* C1: CSI in one character */
+        {"\xe2\x80\xae"
+         "exe.txt\xe2\x80\xac",
+         "?exe.txt?"},                            /* right to left override */
+        {"\xe2\x81\xa6x\xe2\x80\xa8", "?x?"},     /* isolate, line separator */
+        {"\xff\xc0\x80 \xed\xa0\x80", "??? ???"}, /* not UTF-8 */
+        {"👍 é 中", "👍 é 中"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char *safe = NULL, wanted[128];
+        size_t n = 0, out = 0;
+        FILE *file = open_memstream(&safe, &n);
+        assert_non_null(file);
+        cli_print_safe(file, cases[i].text, strlen(cases[i].text));
+        assert_int_equal(fclose(file), 0);
+        for (const char *c = cases[i].shown; *c != 0; c++) { /* "?" stands for U+FFFD */
+            out += (size_t)snprintf(wanted + out, sizeof wanted - out, "%.*s", *c == '?' ? 3 : 1,
+                                    *c == '?' ? "\xef\xbf\xbd" : c);
+        }
+        assert_string_equal(safe, wanted);
+        free(safe);
     }
 }
 
@@ -351,13 +385,10 @@ static void the_build_holds_the_pages(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(help_fits_a_screen),
-        cmocka_unit_test(tables_are_data),
-        cmocka_unit_test(bash_completes),
-        cmocka_unit_test(fish_completes),
-        cmocka_unit_test(zsh_reads_it),
-        cmocka_unit_test(man_pages_are_clean),
-        cmocka_unit_test(the_build_holds_the_pages),
+        cmocka_unit_test(help_fits_a_screen),  cmocka_unit_test(tables_are_data),
+        cmocka_unit_test(text_is_made_safe),   cmocka_unit_test(bash_completes),
+        cmocka_unit_test(fish_completes),      cmocka_unit_test(zsh_reads_it),
+        cmocka_unit_test(man_pages_are_clean), cmocka_unit_test(the_build_holds_the_pages),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

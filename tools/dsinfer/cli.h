@@ -13,19 +13,21 @@ enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_ENVIRONMENT = 3, CLI_BAD_F
  * completion are made. */
 enum {
     CLI_RUN = 1 << 0,
-    CLI_TOKENIZE = 1 << 1,
-    CLI_INSPECT = 1 << 2,
-    CLI_VERIFY = 1 << 3,
+    CLI_CHAT = 1 << 1,
+    CLI_TOKENIZE = 1 << 2,
+    CLI_INSPECT = 1 << 3,
+    CLI_VERIFY = 1 << 4,
     CLI_DOCTOR = 1 << 9,
     CLI_COMPLETION = 1 << 10,
     CLI_MAN = 1 << 11,
     CLI_HELP = 1 << 12,
-    CLI_ASKS = CLI_RUN,                                 /* commands that let the model answer */
+    CLI_ASKS = CLI_RUN | CLI_CHAT,                      /* commands that let the model answer */
     CLI_COMPUTES = CLI_ASKS | CLI_INSPECT | CLI_VERIFY, /* commands with an engine or its plan */
     CLI_PLANS = CLI_COMPUTES | CLI_DOCTOR,              /* commands with an engine's options */
     CLI_READS = CLI_PLANS | CLI_TOKENIZE,               /* commands that read a model */
     CLI_ANY = CLI_READS | CLI_COMPLETION | CLI_MAN | CLI_HELP
 };
+enum { CLI_MAX_STOPS = 16, CLI_MAX_STOP_BYTES = 256 }; /* of dsi_session_options.stop */
 typedef struct cli_options {
     uint32_t command; /* CLI_RUN ..., 0: none given */
     const char *model, *kernels, *lang, *system, *golden;
@@ -35,8 +37,13 @@ typedef struct cli_options {
     uint32_t threads, chunk, context, activations, attention, top_k, max_tokens;
     uint32_t think; /* DSI_THINK_* */
     double temperature, top_p, min_p;
+    double repetition_penalty, presence_penalty, frequency_penalty;
+    double deadline;                 /* seconds, 0: none */
+    const char *stop[CLI_MAX_STOPS]; /* n_stop of them */
+    uint32_t n_stop;
+    uint32_t logprobs;            /* 0: not wanted, n + 1: with the n likeliest tokens */
     double max_mean_kl, min_top1; /* below 0: not given */
-    bool quiet, json, special, jsonl, tensors, help, version, all, list;
+    bool quiet, json, special, jsonl, tensors, help, version, all, list, no_commands;
 } cli_options;
 
 typedef struct cli_command {
@@ -57,7 +64,19 @@ extern const size_t cli_n_commands;
 const cli_command *cli_find_command(const char *name);
 const char *cli_command_name(uint32_t bit);
 
-enum { CLI_FLAG, CLI_U32, CLI_U64, CLI_F64, CLI_SIZE, CLI_TEXT, CLI_WORD, CLI_INDEX, CLI_SET };
+enum {
+    CLI_FLAG,
+    CLI_U32,
+    CLI_U64,
+    CLI_F64,
+    CLI_SIZE,
+    CLI_TEXT,
+    CLI_WORD,
+    CLI_INDEX,
+    CLI_SET,
+    CLI_STOPS,   /* a text behind those that were given before */
+    CLI_OPTIONAL /* a whole number that may be left out, only as --name=N; stored as 1 + N */
+};
 typedef struct cli_option {
     const char *name;     /* without its dashes */
     char letter;          /* 0: no short form */
@@ -72,9 +91,12 @@ typedef struct cli_option {
 } cli_option;
 extern const cli_option cli_option_table[];
 extern const size_t cli_n_options;
+const cli_option *cli_find_option(const char *name); /* NULL for a name that is none */
 
 /* Fills `options` from the command line. CLI_OK, or CLI_USAGE after the mistake was explained. */
 int cli_parse(int argc, char **argv, cli_options *options);
+/* Puts what shapes an answer (temperature ... stop, not the system message) to its default. */
+void cli_default_sampling(cli_options *options);
 
 /* Strict readers of one value: the whole text or nothing. Sizes: digits, at most one point, then
  * nothing or B, K, M, G, T (also KiB ...: powers of 1024) or KB, MB, GB, TB (powers of 1000). */
@@ -107,6 +129,8 @@ typedef struct cli_shown {
     char text[CLI_SHOWN_BYTES];
 } cli_shown;
 cli_shown cli_show(const char *text);
+/* What stands behind the name of an option in help (help.c): " FILE", "[=N]", "". */
+cli_shown cli_value_text(const cli_option *option);
 /* Progress of a long stage; fits dsi_progress_fn. Draws on a terminal only. CLI_STAGE_*: stages of
  * the command itself, beside DSI_STAGE_*. */
 enum { CLI_STAGE_HASH = 100 /* bytes */ };
@@ -131,6 +155,8 @@ size_t cli_utf8_bad(const char *text, size_t n_bytes);
 /* Columns on a terminal; Chinese characters take two. */
 size_t cli_utf8_width(const char *text, size_t n_bytes);
 bool cli_utf8_control(uint32_t code_point);
+/* Control characters, and those that turn the direction or the line of what follows. */
+bool cli_utf8_unsafe(uint32_t code_point);
 
 /* ---- Data: stdout and stdin (data.c). */
 typedef struct cli_bytes {
@@ -143,7 +169,8 @@ void cli_bytes_free(cli_bytes *bytes);
  * its explanation are given as an exit code. */
 int cli_read_stdin(cli_bytes *bytes);
 int cli_read_line(cli_bytes *bytes, bool *end);
-/* Text for a terminal: control characters other than newline and tab become U+FFFD. */
+int cli_input_failed(int reason); /* errno code; explains it */
+/* Text for a terminal: unsafe characters other than newline and tab become U+FFFD. */
 void cli_print_safe(FILE *file, const char *text, size_t n_bytes);
 /* Refuses text that is not UTF-8, naming the byte. `what` names the text in the message. */
 int cli_check_utf8(const char *what, const char *text, size_t n_bytes);
@@ -180,6 +207,8 @@ int cli_status_exit(dsi_status status);
 /* --model or the mistake that it is missing. */
 int cli_need_model(const cli_options *options);
 int cli_open_model(const cli_options *options, dsi_model **model, dsi_model_info *info);
+/* A tokenizer and a chat template are there, or the mistake is explained. */
+int cli_need_template(const cli_options *options, const dsi_model_info *info);
 /* need_context: tokens this command must hold; 0: as the option or the default says. */
 void cli_engine_options(const cli_options *options, const dsi_model_info *info,
                         uint32_t need_context, dsi_engine_options *engine);
@@ -196,6 +225,7 @@ int cli_write_manifest(const cli_options *options);
 
 /* ---- Commands. */
 int cli_run(const cli_options *options);
+int cli_chat(const cli_options *options);
 int cli_tokenize(const cli_options *options);
 int cli_inspect(const cli_options *options);
 int cli_verify(const cli_options *options);

@@ -5,7 +5,7 @@
 /* What the value of an option can be completed to. */
 enum { NO_VALUE, FREE_TEXT, WORDS, FOLDER, ANY_FILE };
 static uint32_t value_of(const cli_option *option) {
-    if (option->argument == NULL) return NO_VALUE;
+    if (option->argument == NULL || option->kind == CLI_OPTIONAL) return NO_VALUE;
     if (option->words != NULL) return WORDS;
     if (strcmp(option->argument, "DIR") == 0) return FOLDER;
     return strcmp(option->argument, "FILE") == 0 ? ANY_FILE : FREE_TEXT;

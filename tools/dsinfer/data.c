@@ -30,15 +30,18 @@ void cli_bytes_free(cli_bytes *bytes) {
     memset(bytes, 0, sizeof *bytes);
 }
 
-static int input_failed(const char *en, const char *zh) {
-    cli_error(cli_tr("stdin: %s", "标准输入：%s"), cli_tr(en, zh));
+int cli_input_failed(int reason) {
+    const char *why = reason == ENOMEM ? dsi_status_text(DSI_E_NOMEM) : strerror(reason);
+    cli_error(cli_tr("stdin: %s", "标准输入无法读取：%s"), why);
+    cli_hint(
+        cli_tr("give a text: ... < FILE, or PROGRAM | ...", "请给出文本：…… < 文件，或 程序 | ……"));
     return CLI_ENVIRONMENT;
 }
 
 static int input_too_long(void) {
-    cli_error(cli_tr("stdin: more than %s in one text; split it",
-                     "标准输入：一段文本超过 %s；请拆分后再输入"),
+    cli_error(cli_tr("stdin: a text of more than %s", "标准输入：一段文本超过 %s"),
               cli_bytes_text(INPUT_LIMIT).text);
+    cli_hint(cli_tr("split it", "请拆分后再输入"));
     return CLI_USAGE;
 }
 
@@ -47,9 +50,9 @@ int cli_read_stdin(cli_bytes *bytes) {
     size_t n;
     while ((n = fread(block, 1, sizeof block, stdin)) > 0) {
         if (bytes->n_bytes + n > INPUT_LIMIT) return input_too_long();
-        if (!cli_bytes_add(bytes, block, n)) return input_failed("no memory", "内存不足");
+        if (!cli_bytes_add(bytes, block, n)) return cli_input_failed(ENOMEM);
     }
-    if (ferror(stdin)) return input_failed(strerror(errno), "读取失败");
+    if (ferror(stdin)) return cli_input_failed(errno);
     return CLI_OK;
 }
 
@@ -66,10 +69,10 @@ int cli_read_line(cli_bytes *bytes, bool *end) {
         }
         if (n > 0 || c == '\n') *end = false;
         if (bytes->n_bytes + n > INPUT_LIMIT) return input_too_long();
-        if (!cli_bytes_add(bytes, block, n)) return input_failed("no memory", "内存不足");
+        if (!cli_bytes_add(bytes, block, n)) return cli_input_failed(ENOMEM);
         if (c == EOF || c == '\n') break;
     }
-    if (ferror(stdin)) return input_failed(strerror(errno), "读取失败");
+    if (ferror(stdin)) return cli_input_failed(errno);
     return CLI_OK;
 }
 
@@ -77,7 +80,7 @@ void cli_print_safe(FILE *file, const char *text, size_t n_bytes) {
     uint32_t c = 0;
     for (size_t at = 0; at < n_bytes;) {
         size_t n = cli_utf8_next(text + at, n_bytes - at, &c);
-        if (n == 0 || (cli_utf8_control(c) && c != '\n' && c != '\t')) {
+        if (n == 0 || (cli_utf8_unsafe(c) && c != '\n' && c != '\t')) {
             fputs("\xef\xbf\xbd", file);
         } else {
             fwrite(text + at, 1, n, file);

@@ -164,6 +164,17 @@ int cli_open_model(const cli_options *options, dsi_model **model, dsi_model_info
     return code;
 }
 
+int cli_need_template(const cli_options *options, const dsi_model_info *info) {
+    if (info->has_tokenizer && *info->chat_template != 0) return CLI_OK;
+    cli_error(cli_tr("%s: %s, so there is no way to write a prompt", "%s：%s，无法构造提示"),
+              cli_show(options->model).text,
+              info->has_tokenizer ? cli_tr("no chat template fits", "没有适用的对话模板")
+                                  : cli_tr("no tokenizer.json", "没有 tokenizer.json"));
+    cli_hint(cli_tr("copy tokenizer.json and tokenizer_config.json from the model's source",
+                    "请从模型来源补上 tokenizer.json 与 tokenizer_config.json"));
+    return CLI_BAD_FILE;
+}
+
 void cli_engine_options(const cli_options *options, const dsi_model_info *info,
                         uint32_t need_context, dsi_engine_options *engine) {
     enum { CONTEXT_DEFAULT = 4096 };

@@ -3,14 +3,21 @@
 #include "cli.h"
 #include <string.h>
 
+cli_shown cli_value_text(const cli_option *option) {
+    cli_shown shown = {""};
+    bool optional = option->kind == CLI_OPTIONAL;
+    if (option->argument == NULL) return shown;
+    snprintf(shown.text, sizeof shown.text, optional ? "[=%s]" : " %s", option->argument);
+    return shown;
+}
+
 static void print_option(FILE *file, const cli_option *option) {
     enum { COLUMN = 28 };
     char left[64];
     char letter[5] = "    ";
     if (option->letter != 0) snprintf(letter, sizeof letter, "-%c, ", option->letter);
-    int n = snprintf(left, sizeof left, "  %s--%s%s%s", letter, option->name,
-                     option->argument == NULL ? "" : " ",
-                     option->argument == NULL ? "" : option->argument);
+    int n = snprintf(left, sizeof left, "  %s--%s%s", letter, option->name,
+                     cli_value_text(option).text);
     fprintf(file, "%s%*s%s", left, n < COLUMN ? COLUMN - n : 1, "", cli_tr(option->en, option->zh));
     if (option->words != NULL) fprintf(file, cli_tr(": %s", "：%s"), option->words);
     fputc('\n', file);

@@ -40,6 +40,7 @@ static int dispatch(const cli_options *options) {
 int main(int argc, char **argv) {
     hold_standard_streams();
     signal(SIGPIPE, SIG_IGN); /* a reader that left is seen as a failed write */
+    signal(SIGXFSZ, SIG_IGN); /* and so is the limit of a file's size */
     cli_ui_init(argc, argv);
     cli_options options;
     int code = cli_parse(argc, argv, &options);

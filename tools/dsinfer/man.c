@@ -92,7 +92,7 @@ static void page_name(FILE *file, const cli_command *command, bool upper) {
 static void put_limits(FILE *file, const cli_option *option) {
     if (option->kind == CLI_U32 && option->high >= U32_MAX) {
         fprintf(file, cli_tr(" At least %.0f.", "不小于 %.0f。"), option->low);
-    } else if (option->kind == CLI_U32 || option->kind == CLI_F64) {
+    } else if (option->kind == CLI_U32 || option->kind == CLI_F64 || option->kind == CLI_OPTIONAL) {
         fprintf(file, cli_tr(" From %.10g to %.10g.", "取值 %.10g 到 %.10g。"), option->low,
                 option->high);
     }
@@ -105,9 +105,10 @@ static void put_option(FILE *file, const cli_option *option) {
     roff(file, option->name);
     fputs("\\fR", file);
     if (option->argument != NULL) {
-        fputs(" \\fI", file);
+        bool optional = option->kind == CLI_OPTIONAL;
+        fputs(optional ? "[=\\fI" : " \\fI", file);
         roff(file, option->argument);
-        fputs("\\fR", file);
+        fputs(optional ? "\\fR]" : "\\fR", file);
     }
     fputc('\n', file);
     roff(file, cli_tr(option->en, option->zh));

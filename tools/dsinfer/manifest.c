@@ -368,7 +368,7 @@ static void report(const manifest *m, const entry *e) {
     }
 }
 
-static void print_json(const manifest *m) {
+static void print_json(const manifest *m, int code) {
     cli_json_begin(stdout);
     fputs(", \"manifest\": ", stdout);
     cli_json_text(stdout, m->path, strlen(m->path));
@@ -386,7 +386,9 @@ static void print_json(const manifest *m) {
                e->verdict == MISSING ? "" : m->jobs[e->job].hex);
         comma = ", ";
     }
-    fputs("]}\n", stdout);
+    fputc(']', stdout);
+    if (code != CLI_OK) cli_json_error_field(stdout, code);
+    fputs("}\n", stdout);
 }
 
 static int judge(const manifest *m) {
@@ -408,7 +410,7 @@ int cli_check_manifest(const cli_options *options, bool print) {
     if (code == CLI_OK) code = hash_entries(&m, options->threads);
     if (code == CLI_OK) {
         code = judge(&m);
-        if (print && options->json) print_json(&m);
+        if (print && options->json) print_json(&m, code);
         if (print && !options->json && code == CLI_OK) {
             printf(cli_tr("%s: %u files, %s, %s: PASS\n", "%s：%u 个文件，%s，%s：PASS\n"),
                    cli_show(m.path).text, m.n_entries, cli_bytes_text(m.n_bytes).text,

@@ -16,6 +16,22 @@ const cli_command *cli_find_command(const char *name) {
     return NULL;
 }
 
+const cli_option *cli_find_option(const char *name) {
+    for (size_t i = 0; i < cli_n_options; i++) {
+        if (strcmp(cli_option_table[i].name, name) == 0) return &cli_option_table[i];
+    }
+    return NULL;
+}
+
+void cli_default_sampling(cli_options *options) {
+    options->temperature = options->min_p = 0;
+    options->presence_penalty = options->frequency_penalty = 0;
+    options->top_p = options->repetition_penalty = 1;
+    options->top_k = options->max_tokens = options->n_stop = 0;
+    options->seed = 0;
+    options->think = DSI_THINK_AUTO;
+}
+
 /* `place` is where more can be read: "dsinfer" or "dsinfer run". */
 static void suggest(const char *prefix, const char *nearest, const char *unknown,
                     const char *place) {
@@ -140,6 +156,25 @@ static int store_word(const cli_option *option, const char *value, char *field) 
     return CLI_OK;
 }
 
+static int store_stop(const cli_option *option, const char *value, cli_options *options) {
+    size_t n = strlen(value);
+    if (options->n_stop == CLI_MAX_STOPS) {
+        cli_error(cli_tr("--%s: \"%s\" is one too many; the limit is %d",
+                         "--%s：“%s”多出一个；上限为 %d 个"),
+                  option->name, cli_show(value).text, CLI_MAX_STOPS);
+        return CLI_USAGE;
+    }
+    if (n < 1 || n > CLI_MAX_STOP_BYTES) {
+        cli_error(cli_tr("--%s: a text of %zu bytes; 1 to %d are allowed",
+                         "--%s：文本有 %zu 字节；允许 1 到 %d 字节"),
+                  option->name, n, CLI_MAX_STOP_BYTES);
+        return CLI_USAGE;
+    }
+    if (cli_check_utf8("--stop", value, n) != CLI_OK) return CLI_USAGE;
+    options->stop[options->n_stop++] = value;
+    return CLI_OK;
+}
+
 static int store_value(const cli_option *option, const char *value, cli_options *options) {
     char *field = (char *)options + option->offset;
     uint64_t whole = 0;
@@ -151,12 +186,15 @@ static int store_value(const cli_option *option, const char *value, cli_options 
     case CLI_WORD:
     case CLI_INDEX:
         return store_word(option, value, field);
+    case CLI_STOPS:
+        return store_stop(option, value, options);
+    case CLI_OPTIONAL:
     case CLI_U32:
         if (!cli_read_u64(value, &whole) || (double)whole < option->low ||
             (double)whole > option->high) {
             return out_of_range(option, value);
         }
-        *(uint32_t *)(void *)field = (uint32_t)whole;
+        *(uint32_t *)(void *)field = (uint32_t)whole + (option->kind == CLI_OPTIONAL);
         return CLI_OK;
     case CLI_U64:
         if (!cli_read_u64(value, (uint64_t *)(void *)field)) {
@@ -196,6 +234,14 @@ static const cli_option *find_option(const char *name, size_t n_name, char lette
     return NULL;
 }
 
+static int value_missing(const cli_option *option) {
+    const char *value = option->words != NULL ? option->words : option->argument;
+    cli_error(cli_tr("--%s needs a value: --%s %s", "--%s 需要一个值：--%s %s"), option->name,
+              option->name, value);
+    cli_hint(cli_tr("%s is: %s", "%s：%s"), option->argument, cli_tr(option->en, option->zh));
+    return CLI_USAGE;
+}
+
 /* One option at argv[*i]: --name, --name=value, --name value, -m, -mvalue, -m value. */
 static int parse_option(int argc, char **argv, int *i, cli_options *options) {
     const char *argument = argv[*i];
@@ -212,7 +258,9 @@ static int parse_option(int argc, char **argv, int *i, cli_options *options) {
     const char *value = name[n_name] == 0 ? NULL : name + n_name + (is_long ? 1 : 0);
     if (option->argument == NULL) {
         if (value != NULL) {
-            cli_error(cli_tr("--%s takes no value", "--%s 不带值"), option->name);
+            cli_error(cli_tr("--%s takes no value, and \"%s\" is one", "--%s 不带值，“%s”是多余的"),
+                      option->name, cli_show(value).text);
+            cli_hint(cli_tr("write --%s alone", "请只写 --%s"), option->name);
             return CLI_USAGE;
         }
         char *field = (char *)options + option->offset;
@@ -220,12 +268,9 @@ static int parse_option(int argc, char **argv, int *i, cli_options *options) {
         if (option->kind == CLI_FLAG) *(bool *)(void *)field = true;
         return CLI_OK;
     }
+    if (value == NULL && option->kind == CLI_OPTIONAL) value = "0";
     if (value == NULL && *i + 1 < argc) value = argv[++*i];
-    if (value == NULL) {
-        cli_error(cli_tr("--%s needs a value: --%s %s", "--%s 需要一个值：--%s %s"), option->name,
-                  option->name, option->words != NULL ? option->words : option->argument);
-        return CLI_USAGE;
-    }
+    if (value == NULL) return value_missing(option);
     int code = store_value(option, value, options);
     if (code != CLI_OK) {
         cli_hint(cli_tr("leave --%s out for its default, or see dsinfer help %s",
@@ -254,7 +299,12 @@ static int parse_word(const char *word, cli_options *options) {
     if (command->argument == NULL) {
         cli_error(cli_tr("dsinfer %s: unexpected \"%s\"", "dsinfer %s：多余的“%s”"), name,
                   cli_show(word).text);
-        cli_hint(cli_tr("the model's folder goes behind -m", "模型目录请写在 -m 之后"));
+        if (options->command == CLI_CHAT) {
+            cli_hint(cli_tr("chat asks for texts when it runs; dsinfer run answers one at once",
+                            "chat 运行后才输入文本；只问一次请用 dsinfer run"));
+        } else {
+            cli_hint(cli_tr("the model's folder goes behind -m", "模型目录请写在 -m 之后"));
+        }
         return CLI_USAGE;
     }
     if (command->words != NULL && word_place(command->words, word) < 0) {
@@ -269,7 +319,7 @@ static int parse_word(const char *word, cli_options *options) {
 
 int cli_parse(int argc, char **argv, cli_options *options) {
     memset(options, 0, sizeof *options);
-    options->top_p = 1;
+    cli_default_sampling(options);
     options->max_mean_kl = options->min_top1 = -1;
     bool words_only = false;
     for (int i = 1; i < argc; i++) {

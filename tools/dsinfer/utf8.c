@@ -36,6 +36,11 @@ size_t cli_utf8_bad(const char *text, size_t n_bytes) {
 
 bool cli_utf8_control(uint32_t c) { return c < 0x20 || (c >= 0x7f && c < 0xa0); }
 
+bool cli_utf8_unsafe(uint32_t c) {
+    return cli_utf8_control(c) || (c >= 0x202a && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069) ||
+           c == 0x2028 || c == 0x2029;
+}
+
 /* Unicode Standard Annex 11, wide and full-width ranges, and the common marks without a width. */
 static size_t columns(uint32_t c) {
     static const uint32_t none[][2] = {

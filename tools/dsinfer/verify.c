@@ -65,9 +65,11 @@ static int golden_open(golden *file, const char *path, uint32_t n_vocab) {
     dsi_error error = {0};
     file->path = path;
     file->n_vocab = n_vocab;
-    if (access(path, R_OK) != 0) {
-        cli_error("--golden: %s: %s", cli_show(path).text, strerror(errno));
-        cli_hint(cli_tr("check path and permissions", "检查路径与权限"));
+    bool folder = dsi_sys_is_dir(path);
+    if (folder || access(path, R_OK) != 0) {
+        cli_error("--golden: %s: %s", cli_show(path).text, strerror(folder ? EISDIR : errno));
+        cli_hint(cli_tr("give the path of a safetensors file that can be read",
+                        "请给出可读的 safetensors 文件的路径"));
         return CLI_ENVIRONMENT;
     }
     dsi_status status = dsi_checkpoint_open_file(path, &file->file, &error);
@@ -237,7 +239,7 @@ static bool judge_all(const cli_options *options, const golden *file, const veri
     return pass;
 }
 
-static void print_json(const golden *file, const verified *found) {
+static void print_json(const golden *file, const verified *found, bool ok) {
     cli_json_begin(stdout);
     printf(", \"tokens\": %u, \"max_abs\": ", file->n_tokens);
     cli_json_number(stdout, found->max_abs);
@@ -247,7 +249,8 @@ static void print_json(const golden *file, const verified *found) {
     cli_json_number(stdout, found->median_kl);
     fputs(", \"top1\": ", stdout);
     cli_json_number(stdout, found->top1);
-    printf(", \"greedy_match\": %u, \"greedy_total\": %u}\n", found->greedy_match, file->n_greedy);
+    printf(", \"greedy_match\": %u, \"greedy_total\": %u, \"ok\": %s}\n", found->greedy_match,
+           file->n_greedy, ok ? "true" : "false");
 }
 
 static int verify_model(const cli_options *options, dsi_model *model, const dsi_model_info *info) {
@@ -283,7 +286,7 @@ static int verify_model(const cli_options *options, dsi_model *model, const dsi_
     }
     if (code == CLI_OK) {
         code = judge_all(options, &file, &found) ? CLI_OK : CLI_FAILED;
-        if (options->json) print_json(&file, &found);
+        if (options->json) print_json(&file, &found, code == CLI_OK);
     }
     dsi_sys_free(found.kl);
     dsi_sys_free(found.row);
