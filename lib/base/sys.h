@@ -81,6 +81,18 @@ typedef struct dsi_map {
 dsi_status dsi_sys_map(const char *path, dsi_map *map, dsi_error *error);
 void dsi_sys_unmap(dsi_map *map);
 
+/* A regular file that is read from its beginning on, piece by piece: unlike a mapping it may shrink
+ * meanwhile. `path` must live until close. get returns exactly n_bytes, or IO, or FORMAT where the
+ * file ends before. close is harmless on a closed reader. */
+typedef struct dsi_sys_reader {
+    int fd; /* -1: closed */
+    const char *path;
+    uint64_t n_bytes, at; /* the file's size when it was opened; bytes read so far */
+} dsi_sys_reader;
+dsi_status dsi_sys_reader_open(const char *path, dsi_sys_reader *reader, dsi_error *error);
+dsi_status dsi_sys_reader_get(dsi_sys_reader *reader, void *to, uint64_t n_bytes, dsi_error *error);
+void dsi_sys_reader_close(dsi_sys_reader *reader);
+
 /* A file that appears whole or not at all: it is written beside `path` under a name of its own
  * (mode 0600) and takes its place in commit, so that even a power cut leaves the old file or the
  * new one. A symbolic link at `path` is replaced, not followed; a folder, pipe or device is

@@ -256,6 +256,26 @@ void dsi_sys_unmap(dsi_map *map) {
     *map = (dsi_map){0};
 }
 
+dsi_status dsi_sys_reader_open(const char *path, dsi_sys_reader *reader, dsi_error *error) {
+    *reader = (dsi_sys_reader){.fd = -1, .path = path};
+    return open_regular(path, &reader->fd, &reader->n_bytes, error);
+}
+
+dsi_status dsi_sys_reader_get(dsi_sys_reader *reader, void *to, uint64_t n_bytes,
+                              dsi_error *error) {
+    int64_t got = sys_pread(reader->fd, to, n_bytes, reader->at);
+    if (got < 0) return fail_os(error, reader->path, "read", errno, TO_READ);
+    reader->at += (uint64_t)got;
+    if ((uint64_t)got == n_bytes) return DSI_OK;
+    return dsi_fail(error, DSI_E_FORMAT, "%s: ends at byte %llu, where more must follow",
+                    reader->path, (unsigned long long)reader->at);
+}
+
+void dsi_sys_reader_close(dsi_sys_reader *reader) {
+    dsi_sys_close(reader->fd);
+    reader->fd = -1;
+}
+
 uint64_t dsi_sys_memory_available(void) {
     static const char key[] = "\nMemAvailable:";
     char text[4096];
