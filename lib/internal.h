@@ -260,6 +260,8 @@ bool dsi_step_cancelled(const dsi_engine *engine);
 
 /* dsi_session_rewind for whoever owns the session; n_tokens <= session->n_total (timeline.c). */
 void dsi_session_cut(dsi_session *session, uint32_t n_tokens);
+/* n_sampled and n_answer from the marks of the timeline. */
+void dsi_session_count_samples(dsi_session *session);
 
 /* ---- KV pages (pages.c); the engine's lock is held
  * --------------------------------------------- */

@@ -28,7 +28,7 @@ static uint32_t kept_logits(dsi_session *s, uint32_t n, uint32_t computed) {
     return computed;
 }
 
-static void count_samples(dsi_session *s) {
+void dsi_session_count_samples(dsi_session *s) {
     s->n_sampled = s->n_answer = 0;
     for (uint32_t i = 0; i < s->n_total; i++) {
         s->n_sampled += s->sampled[i];
@@ -49,7 +49,7 @@ void dsi_session_cut(dsi_session *s, uint32_t n) {
     s->end_token = -1;
     s->has_logprob = false;
     s->broken.name = NULL;
-    count_samples(s);
+    dsi_session_count_samples(s);
     dsi_answer_rebuild(s, n - s->n_answer);
     pthread_mutex_lock(&e->lock);
     dsi_pages_release(s, (uint32_t)dsi_ceil_div(s->n_tokens, DSI_PAGE_ROWS));

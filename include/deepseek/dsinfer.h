@@ -351,8 +351,9 @@ DSI_API dsi_status dsi_session_logprobs(const dsi_session *session, float *logpr
 
 /* Writes the timeline with its KV rows to a file: first beside it, then in its place, so that
  * `path` holds the old or the new state, never half. restore reads it back into an empty session of
- * the same model, activation type and kernels: all is checked before anything changes. The answer
- * goes on bit for bit. Errors: IO, FORMAT (damaged), MODEL (of another model), STATE, CONTEXT. */
+ * the same model, activation type and kernels: all is checked before anything changes. The options
+ * stay those of the session; with equal ones the answer goes on bit for bit. Errors: IO, FORMAT
+ * (damaged), MODEL (of another model), STATE (of another kind of engine; not empty), CONTEXT. */
 DSI_API dsi_status dsi_session_save(dsi_session *session, const char *path);
 DSI_API dsi_status dsi_session_restore(dsi_session *session, const char *path);
 
