@@ -19,7 +19,7 @@ typedef struct torture_state {
     dsi_model *model;
     dsi_engine *engine;
     dsi_session *session, *other;
-    dsi_stream *stream;
+    dsi_stream *stream, *other_stream;
     char folder[64]; /* of files the scenario makes, "" if none */
 } torture_state;
 

@@ -62,6 +62,9 @@ static bool answer(torture_outcome *outcome, dsi_session *session) {
 }
 
 static void close_all(torture_state *s) {
+    dsi_stream_close(s->stream);
+    dsi_stream_close(s->other_stream);
+    s->stream = s->other_stream = NULL;
     dsi_session_close(s->other);
     dsi_session_close(s->session);
     dsi_engine_close(s->engine);
@@ -89,6 +92,11 @@ static bool nothing(torture_state *s) {
 static bool open_text_engine(torture_state *s) {
     if (dsi_model_open(text_model, NULL, &s->model) != DSI_OK) return say(text_model);
     return open_engine(s->model, &s->engine) == DSI_OK || say("engine");
+}
+
+static bool open_text_session(torture_state *s) {
+    if (!open_text_engine(s)) return false;
+    return open_session(s->engine, &s->session) == DSI_OK || say("session");
 }
 
 static bool open_small_engine(torture_state *s) {
@@ -302,6 +310,76 @@ static void run_sample(torture_state *s, torture_outcome *outcome) {
     add(outcome, top, n_rows * sizeof *top);
 }
 
+/* Two turns in one session; the second keeps what the first has computed. */
+static void run_chat(torture_state *s, torture_outcome *outcome) {
+    static const char first[] = "The lamp is out.", second[] = "Which road?";
+    dsi_message messages[3] = {
+        {sizeof messages[0], DSI_ROLE_USER, first, strlen(first)},
+        {sizeof messages[0], DSI_ROLE_ASSISTANT, "Noted.", 6},
+        {sizeof messages[0], DSI_ROLE_USER, second, strlen(second)},
+    };
+    dsi_generate_result result = {.struct_size = sizeof result};
+    for (size_t n = 1; n <= 3; n += 2) {
+        if (!OK(s->session,
+                dsi_generate_chat(s->session, messages, n, DSI_THINK_AUTO, hear, outcome, &result)))
+            return;
+        add(outcome, &result.finish_reason, sizeof result.finish_reason);
+    }
+}
+
+/* ---- Streams: two answers of the engine's own thread ---- */
+
+static bool open_stream(torture_outcome *outcome, dsi_session *session, const char *text,
+                        dsi_stream **stream) {
+    dsi_message message = {sizeof message, DSI_ROLE_USER, text, strlen(text)};
+    return OK(session, dsi_stream_open(session, &message, 1, DSI_THINK_AUTO, stream));
+}
+
+/* Pieces may come cut in any way. */
+static bool read_stream(torture_outcome *outcome, dsi_stream *stream) {
+    dsi_event event = {.struct_size = sizeof event};
+    do {
+        if (!OK(stream, dsi_stream_next(stream, -1, &event))) return false;
+        if (event.kind == DSI_EVENT_TEXT) add(outcome, event.text, event.n_bytes);
+    } while (event.kind != DSI_EVENT_DONE);
+    add(outcome, &event.result.finish_reason, sizeof event.result.finish_reason);
+    return OK(stream, event.status);
+}
+
+static void run_stream(torture_state *s, torture_outcome *outcome) {
+    if (!OK(NULL, open_engine(s->model, &s->engine))) return;
+    if (!OK(NULL, open_session(s->engine, &s->session))) return;
+    if (!OK(NULL, open_session(s->engine, &s->other))) return;
+    if (!open_stream(outcome, s->session, "The lamp is out.", &s->stream)) return;
+    if (!open_stream(outcome, s->other, "Who comes?", &s->other_stream)) return;
+    if (read_stream(outcome, s->stream)) read_stream(outcome, s->other_stream);
+}
+
+/* A second answer of the same sessions and the same thread. */
+static bool open_two_sessions(torture_state *s) {
+    if (!open_text_engine(s)) return false;
+    if (open_session(s->engine, &s->session) != DSI_OK) return say("session");
+    return open_session(s->engine, &s->other) == DSI_OK || say("session");
+}
+static void run_restream(torture_state *s, torture_outcome *outcome) {
+    if (!open_stream(outcome, s->session, "The lamp is out.", &s->stream)) return;
+    if (!open_stream(outcome, s->other, "Who comes?", &s->other_stream)) return;
+    if (read_stream(outcome, s->other_stream)) read_stream(outcome, s->stream);
+}
+static void reset_two_sessions(torture_state *s) {
+    dsi_stream_close(s->stream);
+    dsi_stream_close(s->other_stream);
+    s->stream = s->other_stream = NULL;
+    dsi_session_rewind(s->session, 0);
+    dsi_session_rewind(s->other, 0);
+}
+static void reset_stream(torture_state *s) {
+    dsi_model *model = s->model;
+    s->model = NULL;
+    close_all(s);
+    s->model = model;
+}
+
 static void tap(void *user, const char *name, int32_t layer, const float *values, size_t n_rows,
                 size_t n_columns) {
     add(user, name, strlen(name));
@@ -374,6 +452,9 @@ const torture_scenario torture_scenarios[] = {
     {"generate", open_text_engine, run_generate, close_session, close_all},
     {"sample", open_small_engine, run_sample, close_session, close_all},
     {"fork", open_small_session, run_fork, reset_session, close_all},
+    {"chat", open_text_session, run_chat, reset_session, close_all},
+    {"stream", open_text_model, run_stream, reset_stream, close_all},
+    {"restream", open_two_sessions, run_restream, reset_two_sessions, close_all},
     {"inspect", open_small_model, run_inspect, reset_inspect, close_all},
 };
 const uint32_t torture_n_scenarios = sizeof torture_scenarios / sizeof torture_scenarios[0];
