@@ -52,9 +52,10 @@ DSI_API const char *dsi_version(void);
 DSI_API const char *dsi_status_name(dsi_status status);
 /* One English sentence for the code. */
 DSI_API const char *dsi_status_text(dsi_status status);
-/* The message of the last failed call on `handle` (a dsi_model, dsi_engine or dsi_session); with
- * NULL, of the last failed call of this thread that had no handle yet (an open that failed).
- * Never NULL; "" if nothing failed. Valid until the next call on that handle (that thread). */
+/* The message of the last failed call on `handle` (a dsi_model, dsi_engine, dsi_session or
+ * dsi_stream); with NULL, of the last failed call of this thread that had no handle yet (an open
+ * that failed). Never NULL; "" if nothing failed. Valid until the next call on that handle (that
+ * thread). */
 DSI_API const char *dsi_last_error(const void *handle);
 
 enum { DSI_LOG_ERROR = 0, DSI_LOG_WARN = 1, DSI_LOG_INFO = 2, DSI_LOG_DEBUG = 3 };
@@ -221,7 +222,10 @@ DSI_API dsi_status dsi_generate(dsi_session *session, const char *prompt, dsi_te
  * Owns: the caller closes it, before its session.
  * The engine has one thread of its own, started by the first stream, which computes all open
  * streams together: one ragged batch a step, up to max_sessions; the others wait in their order.
- * Each stream has a bounded queue of events; one whose reader is slow pauses alone. */
+ * Each stream has a bounded queue of events; one whose reader is slow pauses alone. When the KV
+ * pool is full, streams wait for pages; sessions with a stream may lose theirs, and their tokens
+ * are computed again when they are needed (dsi_session_n_queued). A stream fails with
+ * DSI_E_CONTEXT only if sessions without a stream hold the pages. */
 
 typedef struct dsi_token_logprob {
     int32_t token;
@@ -262,8 +266,8 @@ DSI_API int32_t dsi_stream_fd(const dsi_stream *stream);
 DSI_API dsi_status dsi_stream_next(dsi_stream *stream, int32_t timeout_ms, dsi_event *event);
 /* Asks the answer to end; DONE with DSI_E_CANCELLED follows within a step. */
 DSI_API void dsi_stream_cancel(dsi_stream *stream);
-/* Cancels if it still runs, and waits until the engine has let go of the session. NULL is
- * allowed. */
+/* Cancels if it still runs, and waits until the engine has let go of the session. NULL is allowed.
+ * A stream whose session or engine is closed before it ends with DSI_E_CANCELLED. */
 DSI_API void dsi_stream_close(dsi_stream *stream);
 
 /* ---- 3 Session ----------------------------------------------------------------------------
@@ -282,7 +286,8 @@ typedef struct dsi_session_options {
     uint32_t all_logits; /* 1: keep the logits of every row of a step, not the last only */
     uint32_t ignore_end; /* 1: end tokens do not finish the session; default 0 */
     /* Stop strings, looked for in the answer across tokens, not in reasoning: at most 16 of 1 to
-     * 256 bytes. The text from the first match on is not handed out. Copied at open. */
+     * 256 bytes. The text from the first match on is not handed out. First is what is complete
+     * first, of strings that end together the longest. Copied at open. */
     const char *const *stop; /* zero-terminated strings; default NULL */
     uint32_t n_stop;
     /* Penalties on the logits of tokens seen in the last penalty_window tokens of the timeline
