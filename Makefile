@@ -87,6 +87,7 @@ test_src := $(wildcard tests/test_*.c)
 check_src := $(wildcard tests/check_kernels*.c)
 # What fails every call of the system in turn: a program, and a part of it among the tests.
 torture_src := $(wildcard tests/torture_*.c)
+fuzz_src := $(wildcard tests/fuzz/fuzz_*.c)
 # The BF16 instructions are absent from most machines: the same files are built once more against
 # a double of them in plain C, so that check_kernels can run them everywhere, marked EMULATED.
 double_src := $(filter kernels/matmul/%_avx512bf16.c,$(kernel_src))
@@ -105,12 +106,14 @@ examples := $(patsubst %.c,$(BUILD)/%,$(example_src))
 tests := $(patsubst %.c,$(BUILD)/%,$(test_src)) $(if $(check_src),$(BUILD)/check_kernels)
 # Man pages and completion, written by the command itself (tools/dsinfer/pages.sh).
 pages := $(if $(dsinfer_src),$(BUILD)/man/made)
+fuzz_targets := $(patsubst %.c,$(BUILD)/%,$(fuzz_src))
 # A shared library that leaves symbols open for the sanitizers could not be linked with -z defs.
 libraries := $(static_lib) $(if $(SANITIZE),,$(shared_lib))
 
 # ---- Targets -------------------------------------------------------------------------------
-.PHONY: all run test check-asan check-clang check-kernels check-long torture install uninstall \
-        format clean help run-now test-now asan-now long-now torture-now tests compiler
+.PHONY: all run test check-asan check-clang check-kernels check-long torture fuzz install \
+        uninstall format clean help run-now test-now asan-now long-now torture-now fuzz-now \
+        tests compiler
 
 all: $(libraries) $(programs) $(examples) $(pages) ## library, programs, examples, pages | 库、程序、示例
 
@@ -166,6 +169,17 @@ torture: ## every call of the system fails in turn, in every scenario | 让每�
 torture-now: $(BUILD)/torture
 	ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 $(BUILD)/torture
 
+# libFuzzer is clang's. Found inputs are kept in build/fuzz/corpus, so that the next run goes on.
+FUZZ_SECONDS ?= 30
+fuzz_cc := $(if $(findstring clang,$(CC)),$(CC),clang)
+fuzz: ## parsers and texts under libFuzzer, FUZZ_SECONDS each | 模糊测试，每项 FUZZ_SECONDS 秒
+	@command -v $(lastword $(fuzz_cc)) >/dev/null 2>&1 || { \
+	    echo "make fuzz needs clang: apt-get install -y clang, or dnf install -y clang" >&2; exit 3; }
+	@$(MAKE) fuzz-now CC='$(fuzz_cc)' BUILD=$(BUILD)/fuzz SANITIZE=fuzzer-no-link,address,undefined
+
+fuzz-now: $(fuzz_targets)
+	@BUILD=$(BUILD) FUZZ_SECONDS=$(FUZZ_SECONDS) sh tests/fuzz/run.sh $(fuzz_targets)
+
 install: all ## into PREFIX (/usr/local) below DESTDIR | 安装到 DESTDIR 下的 PREFIX（/usr/local）
 	$(install_sh) install
 
@@ -174,7 +188,8 @@ uninstall: ## take away what install wrote | 卸载
 
 format: ## rewrite the C files with clang-format | 用 clang-format 统一代码格式
 	clang-format -i $(sort $(wildcard include/*/*.h lib/*.[ch] lib/*/*.[ch] kernels/*.[ch] \
-	    kernels/*/*.[ch] tools/*.[ch] tools/*/*.[ch] tests/*.[ch] examples/*.c))
+	    kernels/*/*.[ch] tools/*.[ch] tools/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] \
+	    examples/*.c))
 
 clean: ## remove build/ | 删除 build/
 	rm -rf $(BUILD)
@@ -216,6 +231,11 @@ $(filter-out $(BUILD)/dsinfer,$(programs)): $(BUILD)/%: $(BUILD)/obj/tools/%.o $
 # The command's own files without its main(), for the tests that call them.
 $(BUILD)/tests/test_pages $(BUILD)/tests/test_doctor: $(filter-out %/main.o,$(dsinfer_obj))
 $(BUILD)/tests/test_torture: $(torture_obj)
+$(fuzz_targets): $(BUILD)/%: $(BUILD)/obj/%.o $(static_lib)
+	$(step) LD $@
+	@mkdir -p $(@D)
+	$(Q)$(call link,$<) -fsanitize=fuzzer
+
 $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(static_lib)
 	$(step) LD $@
 	@mkdir -p $(@D)
@@ -253,4 +273,4 @@ compiler:
 	    echo "no C compiler ($(CC)): run sh tools/setup.sh build" >&2; exit 3; }
 
 -include $(patsubst %.o,%.d,$(lib_obj) $(dsinfer_obj) $(check_obj) $(torture_obj) \
-    $(call object,$(tool_src) $(test_src) tests/torture.c))
+    $(call object,$(tool_src) $(test_src) $(fuzz_src) tests/torture.c))

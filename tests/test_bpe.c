@@ -72,16 +72,18 @@ static int32_t vocabulary_id(const dsi_trie *index, const char *text) {
     return dsi_trie_find(index, (uint8_t *)bytes, from_alphabet(text, bytes));
 }
 
+/* The two parts of a merge, to be freed by free(). */
 static void split_merge(const dsi_json *json, uint32_t node, char **left, char **right) {
-    if (json->nodes[node].kind == DSI_JSON_ARRAY) {
-        *left = dsi_json_string(json, node + 1, NULL);
-        *right = dsi_json_string(json, json->nodes[node + 1].end, NULL);
-    } else {
-        *left = dsi_json_string(json, node, NULL);
-        char *blank = strchr(*left, ' ');
-        *blank = '\0';
-        *right = strdup(blank + 1);
-    }
+    bool two = json->nodes[node].kind == DSI_JSON_ARRAY;
+    char *first = dsi_json_string(json, two ? node + 1 : node, NULL), *second = NULL;
+    if (two)
+        second = dsi_json_string(json, json->nodes[node + 1].end, NULL);
+    else
+        *strchr(first, ' ') = '\0';
+    *left = strdup(first);
+    *right = strdup(second ? second : first + strlen(first) + 1);
+    dsi_sys_free(first);
+    dsi_sys_free(second);
 }
 
 /* All texts of the vocabulary, whether BPE can make them or not. */

@@ -22,8 +22,8 @@ typedef enum dsi_memory_class {
 /* DSI_MEMORY_SCOPE(TEXT); until the end of the block around it, what this thread allocates counts
  * as TEXT. Scopes of called functions take precedence; a block that grows keeps its class. */
 #define DSI_MEMORY_SCOPE(name)                                                                     \
-    __attribute__((cleanup(dsi_memory_leave))) const dsi_memory_class dsi_memory_before_##name =   \
-        dsi_memory_enter(DSI_MEMORY_##name)
+    __attribute__((cleanup(dsi_memory_leave), unused)) const dsi_memory_class                      \
+        dsi_memory_before_##name = dsi_memory_enter(DSI_MEMORY_##name)
 dsi_memory_class dsi_memory_enter(dsi_memory_class owner);
 void dsi_memory_leave(const dsi_memory_class *before);
 

@@ -118,12 +118,43 @@ static void put(renderer *r, bool special, const char *text, size_t n_bytes) {
 
 static void put_special(renderer *r, const char *text) { put(r, true, text, strlen(text)); }
 
-/* All system texts as one piece: two neighbours would be tokenized apart. */
-static dsi_status put_system(renderer *r, const dsi_chat_turn *turns, size_t n_turns,
+typedef struct span {
+    const char *text;
+    size_t n_bytes;
+} span;
+
+/* A past answer without its reasoning: V3.1 cuts behind the first </think>, the others behind the
+ * last one. */
+static span answer_of(const renderer *r, const dsi_chat_turn *turn) {
+    span s = {turn->text, turn->n_bytes};
+    size_t n_mark = sizeof END_THINK - 1;
+    const char *mark;
+    while (s.n_bytes >= n_mark && (mark = memmem(s.text, s.n_bytes, END_THINK, n_mark)) != NULL) {
+        s.n_bytes -= (size_t)(mark - s.text) + n_mark;
+        s.text = mark + n_mark;
+        if (r->chat == &deepseek_v3_1) break;
+    }
+    return s;
+}
+
+/* V3.1 opens an answer behind a question only: one that opens the conversation has nothing between
+ * the system text and itself. Empty if there is none such. */
+static span answer_behind_system(const renderer *r, const dsi_chat_turn *turns, size_t n_turns) {
+    size_t i = 0, n_system = 0;
+    for (size_t k = 0; k < n_turns; k++) n_system += turns[k].role == DSI_ROLE_SYSTEM;
+    while (i < n_turns && turns[i].role == DSI_ROLE_SYSTEM) i++;
+    bool bare = r->chat == &deepseek_v3_1 && n_system > 0 && i < n_turns &&
+                turns[i].role == DSI_ROLE_ASSISTANT;
+    return bare ? answer_of(r, &turns[i]) : (span){0};
+}
+
+/* All system texts, and what stands right behind them, as one piece: two neighbours would be
+ * tokenized apart. */
+static dsi_status put_system(renderer *r, const dsi_chat_turn *turns, size_t n_turns, span behind,
                              dsi_error *error) {
     static const char separator[] = "\n\n";
     enum { N_SEPARATOR = sizeof separator - 1 };
-    uint64_t n_bytes = 0;
+    uint64_t n_bytes = behind.n_bytes;
     size_t n_system = 0, last = 0;
     for (size_t i = 0; i < n_turns; i++) {
         if (turns[i].role != DSI_ROLE_SYSTEM) continue;
@@ -134,7 +165,7 @@ static dsi_status put_system(renderer *r, const dsi_chat_turn *turns, size_t n_t
         last = i;
     }
     if (n_system == 0) return DSI_OK;
-    if (n_system == 1) {
+    if (n_system == 1 && behind.n_bytes == 0) {
         put(r, false, turns[last].text, turns[last].n_bytes);
         return DSI_OK;
     }
@@ -151,26 +182,14 @@ static dsi_status put_system(renderer *r, const dsi_chat_turn *turns, size_t n_t
         memcpy(joined + at, separator, N_SEPARATOR);
         at += N_SEPARATOR;
     }
-    put(r, false, joined, at);
+    if (behind.n_bytes > 0) memcpy(joined + at, behind.text, behind.n_bytes);
+    put(r, false, joined, at + behind.n_bytes);
     dsi_sys_free(joined);
     return DSI_OK;
 }
 
-/* A past answer without its reasoning: V3.1 cuts behind the first </think>, the others behind the
- * last one. */
-static void put_answer(renderer *r, const dsi_chat_turn *turn, bool first_only) {
-    const char *text = turn->text;
-    size_t n_bytes = turn->n_bytes, n_mark = sizeof END_THINK - 1;
-    const char *mark;
-    while (n_bytes >= n_mark && (mark = memmem(text, n_bytes, END_THINK, n_mark)) != NULL) {
-        n_bytes -= (size_t)(mark - text) + n_mark;
-        text = mark + n_mark;
-        if (first_only) break;
-    }
-    put(r, false, text, n_bytes);
-}
-
-static void put_turns(renderer *r, const dsi_chat_turn *turns, size_t n_turns) {
+/* first_answer: of the first turn that is no system text, whether it still has to be written. */
+static void put_turns(renderer *r, const dsi_chat_turn *turns, size_t n_turns, bool first_answer) {
     bool is_v3_1 = r->chat == &deepseek_v3_1;
     bool after_user = false;
     for (size_t i = 0; i < n_turns; i++) {
@@ -182,7 +201,9 @@ static void put_turns(renderer *r, const dsi_chat_turn *turns, size_t n_turns) {
             /* V3.1 opens an answer behind a question only, not behind another answer. */
             if (!is_v3_1 || after_user) put_special(r, ASSISTANT);
             if (is_v3_1 && after_user) put_special(r, END_THINK);
-            put_answer(r, &turns[i], is_v3_1);
+            span answer = answer_of(r, &turns[i]);
+            if (first_answer) put(r, false, answer.text, answer.n_bytes);
+            first_answer = true;
             put_special(r, EOS);
             after_user = false;
         }
@@ -238,9 +259,10 @@ dsi_status dsi_chat_render(const dsi_chat_template *chat, const dsi_chat_turn *t
     if (status != DSI_OK) return status;
     renderer r = {.chat = chat, .sink = sink, .user = user};
     put_special(&r, BOS);
-    status = put_system(&r, turns, n_turns, error);
+    span behind = answer_behind_system(&r, turns, n_turns);
+    status = put_system(&r, turns, n_turns, behind, error);
     if (status != DSI_OK) return status;
-    put_turns(&r, turns, n_turns);
+    put_turns(&r, turns, n_turns, behind.n_bytes == 0);
     put_special(&r, ASSISTANT);
     if (thinks) put_special(&r, THINK);
     if (thinks && chat == &deepseek_r1) put(&r, false, "\n", 1);

@@ -1,0 +1,21 @@
+/* tokenizers.h: the tokenizers that the fuzz targets encode with, one of each family. */
+#ifndef DSI_TESTS_FUZZ_TOKENIZERS_H
+#define DSI_TESTS_FUZZ_TOKENIZERS_H
+
+#include "../../lib/text/text.h"
+#include "fuzz.h"
+
+static inline const dsi_tokenizer *fuzz_tokenizer(uint32_t which) {
+    static const char *const paths[] = {"examples/models/tiny-gov/tokenizer.json"};
+    enum { N_PATHS = sizeof paths / sizeof *paths };
+    static dsi_tokenizer *tokenizers[N_PATHS];
+    dsi_tokenizer **t = &tokenizers[which % N_PATHS];
+    dsi_error error;
+    if (!*t && dsi_tokenizer_open(paths[which % N_PATHS], t, &error)) {
+        fprintf(stderr, "%s (run from the root of the repository)\n", error.text);
+        abort();
+    }
+    return *t;
+}
+
+#endif
