@@ -12,17 +12,42 @@ UNICODE_VERSION = "14.0.0"
 BLOCK = 128  # code points per block of the second stage
 GROUPS = {"L": 1, "M": 2, "N": 4, "P": 8, "S": 16}  # DSI_CAT_* of text.h
 SPACE = 32
+CASED = 128
 # White_Space of PropList.txt, which unicodedata does not offer; unchanged since Unicode 6.3.
 WHITE_SPACE = (
     list(range(0x09, 0x0E)) + [0x20, 0x85, 0xA0, 0x1680] + list(range(0x2000, 0x200B))
     + [0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
 )
 
+# The letters of DeepSeek-V2's word pattern \s?[...]+, as its tokenizer.json lists them.
+CASED_LETTERS = (
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚ"
+    "Ḁ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼ"
+    "ℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿ"
+    "ﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
+
+
+def members(character_class):
+    """Code points of a regular expression's class of single characters and ranges."""
+    result, rest = set(), character_class
+    while rest:
+        width = 3 if rest[1:2] == "-" else 1
+        first, last = ord(rest[0]), ord(rest[width - 1])
+        assert first <= last
+        result.update(range(first, last + 1))
+        rest = rest[width:]
+    return result
+
+
+CASED_SET = members(CASED_LETTERS)
+
 
 def group(code_point):
     if code_point in WHITE_SPACE:
         return SPACE
-    return GROUPS.get(unicodedata.category(chr(code_point))[0], 0)
+    cased = CASED if code_point in CASED_SET else 0
+    return GROUPS.get(unicodedata.category(chr(code_point))[0], 0) | cased
 
 
 def rows(values, width):

@@ -21,6 +21,7 @@ typedef struct dsi_bpe_token {
 } dsi_bpe_token;
 
 struct dsi_tokenizer {
+    dsi_pretok pretok;
     dsi_bpe_token *tokens; /* [n_tokens] */
     uint8_t *added;        /* [n_tokens] 1: an added token */
     uint8_t *bytes;

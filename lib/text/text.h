@@ -98,10 +98,18 @@ void dsi_answer_text_push(dsi_answer_text *answer, const char *bytes, size_t n_b
 /* The end: hands out all that is held back but line ends behind reasoning. */
 void dsi_answer_text_finish(dsi_answer_text *answer);
 
-/* ---- Pre-tokenizer (pretok.c): the DeepSeek pattern, hand-written, linear, no recursion --------
- * Returns the end of the piece that starts at `begin` (begin < n_bytes, valid UTF-8). The three
- * patterns of the checkpoint apply in order; the result is the final piece. */
-size_t dsi_pretok_next(const char *text, size_t n_bytes, size_t begin);
+/* ---- Pre-tokenizers (pretok.c, pretok_v2.c): hand-written, linear, no recursion ----------------
+ * Each does what the patterns of its family's tokenizer.json do, applied in order. */
+typedef enum dsi_pretok {
+    DSI_PRETOK_DEEPSEEK_V3,
+    DSI_PRETOK_DEEPSEEK_V2, /* and DeepSeek LLM */
+    DSI_PRETOK_QWEN2,
+    DSI_PRETOK_LLAMA3
+} dsi_pretok;
+/* Returns the end of the piece that starts at `begin`, which is 0 or the end of a piece
+ * (begin < n_bytes). *saw_end (may be NULL): whether more text behind could change that. */
+size_t dsi_pretok_next(dsi_pretok pretok, const char *text, size_t n_bytes, size_t begin,
+                       bool *saw_end);
 /* Unicode general category groups of a code point (unicode_tables.c is generated). */
 enum {
     DSI_CAT_L = 1,
@@ -109,7 +117,8 @@ enum {
     DSI_CAT_N = 4,
     DSI_CAT_P = 8,
     DSI_CAT_S = 16,
-    DSI_CAT_SPACE = 32 /* White_Space, the \s of the patterns */
+    DSI_CAT_SPACE = 32, /* White_Space, the \s of the patterns */
+    DSI_CAT_CASED = 128 /* beside L: a letter of DeepSeek-V2's word pattern */
 };
 uint32_t dsi_unicode_category(uint32_t code_point);
 

@@ -14,7 +14,7 @@ typedef struct encoder {
 static dsi_status encode_plain(encoder *e, const char *text, size_t n_bytes) {
     dsi_bpe_source source = {(const uint8_t *)text, n_bytes, 0};
     for (size_t begin = 0; begin < n_bytes && !e->out.stopped;) {
-        size_t end = dsi_pretok_next(text, n_bytes, begin);
+        size_t end = dsi_pretok_next(e->tokenizer->pretok, text, n_bytes, begin, NULL);
         dsi_status status =
             dsi_bpe_piece(e->tokenizer, &source, begin, end, &e->work, &e->out, e->error);
         if (status != DSI_OK) return status;
