@@ -278,38 +278,48 @@ static void test_deadline_between_steps(void **state) {
  * ------------------------------------------------------------------------------------------ */
 
 static void test_a_stream_owns_its_session(void **state) {
-    fixture *f = *state;
-    dsi_session *s = hot_session(f), *b = hot_session(f), *both[] = {b, s}, *copy = s;
+    (void)state;
+    dsi_model *model = load_model(TINY_GOV);
+    dsi_engine_options eo = engine_of(1024, 64, 3);
+    dsi_engine *e = start_engine(model, &eo);
+    dsi_session_options o = hot_options(); /* never ends before the context is full */
+    dsi_session *s = start_session(e, &o), *b = start_session(e, &o), *both[] = {b, s}, *copy = s;
     int32_t token = 1;
     const float *logits;
     const int32_t *tokens;
     float logprob;
     size_t n;
-    append_made_up(s, 10, 1);
+    dsi_message m = {sizeof m, DSI_ROLE_USER, "a", 1};
+    dsi_stream *stream = NULL;
     append_made_up(b, 10, 1);
-    s->stream = (dsi_stream *)s; /* any address: it is compared with NULL only */
+    OK(dsi_stream_open(s, &m, 1, DSI_THINK_AUTO, &stream), s);
     assert_int_equal(dsi_session_append(s, &token, 1), DSI_E_STATE);
     SAYS(dsi_last_error(s), "dsi_session_append", "stream");
     assert_int_equal(dsi_session_next(s, &token), DSI_E_STATE);
     assert_int_equal(dsi_session_sample(s, &token), DSI_E_STATE);
-    assert_int_equal(dsi_engine_step(f->engine, both, 2, NULL), DSI_E_STATE);
+    assert_int_equal(dsi_engine_step(e, both, 2, NULL), DSI_E_STATE);
     assert_int_equal(dsi_session_n_queued(b), 10); /* nothing was computed */
     assert_int_equal(dsi_session_rewind(s, 0), DSI_E_STATE);
     assert_int_equal(dsi_session_fork(s, &copy), DSI_E_STATE);
+    assert_int_equal(dsi_session_save(s, "/dev/null"), DSI_E_STATE);
+    assert_int_equal(dsi_session_restore(s, "/dev/null"), DSI_E_STATE);
     assert_int_equal(dsi_session_set_deadline(s, 1), DSI_E_STATE);
     assert_int_equal(dsi_session_tokens(s, &tokens, &n), DSI_E_STATE);
     assert_int_equal(dsi_session_logits(s, &logits, &n, NULL), DSI_E_STATE);
     assert_int_equal(dsi_session_logprobs(s, &logprob, NULL, NULL), DSI_E_STATE);
     assert_int_equal(dsi_generate(s, "a", NULL, NULL), DSI_E_STATE);
-    assert_int_equal(dsi_session_n_queued(s), 0);
+    assert_int_equal(dsi_session_n_tokens(s), 0);
     dsi_session_cancel(s);
-    assert_int_equal(dsi_step_sessions(f->engine, &s, 1, NULL), DSI_E_CANCELLED); /* its runner */
-    OK(dsi_step_sessions(f->engine, &s, 1, NULL), s);
-    OK(dsi_session_draw(s, &token), s);
-    s->stream = NULL;
+    dsi_event event = {.struct_size = sizeof event};
+    while (event.kind != DSI_EVENT_DONE) OK(dsi_stream_next(stream, 10000, &event), stream);
+    assert_int_equal(event.status, DSI_E_CANCELLED);
+    dsi_stream_close(stream);
     OK(dsi_session_append(s, &token, 1), s);
+    OK(dsi_session_next(s, &token), s); /* the cancel is over */
     dsi_session_close(s);
     dsi_session_close(b);
+    dsi_engine_close(e);
+    dsi_model_close(model);
 }
 
 /* A session that finds no page does not fail the one beside it. */

@@ -1,5 +1,6 @@
 /* test_sampler.c: penalties against their published formulas, log-probabilities against a softmax
  * in double, and the limits of the options. */
+#include "../lib/base/fault.h"
 #include "session_tools.h"
 
 /* ---- Penalties
@@ -186,6 +187,30 @@ static void test_logprobs_of_a_session(void **state) {
     dsi_model_close(model);
 }
 
+/* With every option on, neither a step nor a draw asks the system for anything. */
+static void test_decoding_allocates_nothing(void **state) {
+    (void)state;
+    dsi_model *model = load_model(V3_FP8);
+    dsi_engine_options eo = engine_of(256, 256, 2);
+    eo.check_layers = 1;
+    dsi_engine *e = start_engine(model, &eo);
+    dsi_session_options o = hot_options();
+    o.logprobs = 1, o.top_logprobs = 20, o.all_logits = 1, o.top_p = 0.9f, o.min_p = 0.01f;
+    o.repetition_penalty = 1.1f, o.presence_penalty = 0.5f, o.frequency_penalty = 0.5f;
+    dsi_session *s = start_session(e, &o);
+    append_made_up(s, 20, 2);
+    dsi_fault_arm(&(dsi_fault){.kind = DSI_CALL_ANY, .nth = 1, .onwards = true}); /* all fail */
+    for (int i = 0; i < 150; i++) {
+        int32_t token;
+        OK(dsi_session_next(s, &token), s);
+        if (i % 40 == 39) OK(dsi_session_rewind(s, 30), s);
+    }
+    dsi_fault_disarm();
+    dsi_session_close(s);
+    dsi_engine_close(e);
+    dsi_model_close(model);
+}
+
 /* The end token is sampled too, though it is not queued. */
 static void test_logprob_of_the_end(void **state) {
     (void)state;
@@ -288,6 +313,7 @@ int main(void) {
         cmocka_unit_test(test_penalties_in_a_session),
         cmocka_unit_test(test_top_logprobs),
         cmocka_unit_test(test_logprobs_of_a_session),
+        cmocka_unit_test(test_decoding_allocates_nothing),
         cmocka_unit_test(test_logprob_of_the_end),
         cmocka_unit_test(test_option_limits),
         cmocka_unit_test(test_old_option_struct),
