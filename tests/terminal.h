@@ -24,7 +24,7 @@ static inline double terminal_now(void) {
 
 /* false: no pseudo-terminal to be had (a bare chroot). The program leads a session of its own, so
  * that Ctrl-C becomes a signal. */
-static inline bool terminal_start(terminal *t, const char *const *arguments) {
+static inline bool terminal_start(terminal *t, const char *term, const char *const *arguments) {
     t->fd = posix_openpt(O_RDWR | O_NOCTTY);
     if (t->fd < 0) return false;
     if (grantpt(t->fd) != 0 || unlockpt(t->fd) != 0) abort();
@@ -39,7 +39,7 @@ static inline bool terminal_start(terminal *t, const char *const *arguments) {
         int side = open(name, O_RDWR); /* becomes the controlling terminal */
         cli_call call = {.arguments = {NULL}};
         for (size_t i = 0; arguments[i] != NULL; i++) call.arguments[i] = arguments[i];
-        setenv("TERM", "xterm", 1);
+        setenv("TERM", term, 1);
         close(t->fd);
         cli_child(&call, side, side, side);
     }
@@ -67,7 +67,7 @@ static inline bool terminal_expect(terminal *t, const char *wanted) {
         if (terminal_now() > end || !terminal_read(t, 100)) break;
     }
     const char *last = strstr(t->text + t->seen, wanted);
-    if (last == NULL) fprintf(stderr, "no \"%s\" in: %s\n", wanted, t->text + t->seen);
+    if (last == NULL) fprintf(stderr, "no \"%s\" in: %.1500s\n", wanted, t->text + t->seen);
     return last != NULL;
 }
 

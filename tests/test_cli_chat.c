@@ -1,77 +1,5 @@
-/* test_cli_chat.c: dsinfer chat: turns, commands, files of conversations, terminal, Ctrl-C. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
-#include "../lib/base/json.h"
-#include "../lib/base/sys.h"
-#include "terminal.h"
-#include <dirent.h>
-#include <ftw.h>
-#include <math.h>
-#include <sys/stat.h>
-
-#define TINY "examples/models/tiny-gov"
-#define TICKET "工单分拨：文化路路灯不亮。"
-#define KIND "{\"schema\": 1, \"kind\": \"dsinfer-conversation\""
-static char folder[64];
-
-static int make_folder(void **state) {
-    (void)state;
-    snprintf(folder, sizeof folder, "/tmp/dsinfer-chat-XXXXXX");
-    return mkdtemp(folder) == NULL ? -1 : 0;
-}
-
-static int remove_one(const char *path, const struct stat *facts, int kind, struct FTW *at) {
-    (void)facts, (void)kind, (void)at;
-    return remove(path);
-}
-
-static int remove_folder(void **state) {
-    (void)state;
-    return nftw(folder, remove_one, 8, FTW_DEPTH | FTW_PHYS);
-}
-
-static const char *at(const char *name) {
-    static char path[4][128];
-    static unsigned next;
-    char *room = path[next++ % 4];
-    snprintf(room, sizeof path[0], "%s/%s", folder, name);
-    return room;
-}
-
-static char *read_file(const char *name, size_t *n_bytes) {
-    FILE *file = fopen(at(name), "rb");
-    if (file == NULL) fail_msg("%s is missing", at(name));
-    char *text = cli_slurp(file, n_bytes);
-    fclose(file);
-    return text;
-}
-
-static void write_file(const char *name, const char *text, size_t n_bytes) {
-    FILE *file = fopen(at(name), "wb");
-    assert_non_null(file);
-    assert_int_equal(fwrite(text, 1, n_bytes, file), n_bytes);
-    assert_int_equal(fclose(file), 0);
-}
-
-static dsi_json parse(const char *text, size_t n_bytes) {
-    dsi_json json;
-    dsi_error error = {0};
-    if (dsi_json_parse(text, n_bytes, 1 << 20, &json, &error) != DSI_OK) {
-        fail_msg("not JSON: %s: %.300s", error.text, text);
-    }
-    return json;
-}
-
-static double number(const dsi_json *json, uint32_t parent, const char *key) {
-    double value = NAN;
-    if (!dsi_json_f64(json, dsi_json_get(json, parent, key), &value)) fail_msg("no number %s", key);
-    return value;
-}
+/* test_cli_chat.c: dsinfer chat on a pipe: turns, commands, files of conversations. */
+#include "chat_files.h"
 
 /* Runs chat on a pipe with input made by a format. */
 static cli_result chat(int code, const char *const *options, const char *format, ...)
@@ -94,22 +22,6 @@ static cli_result chat(int code, const char *const *options, const char *format,
     return result;
 }
 #define OPTIONS(...) ((const char *const[]){__VA_ARGS__, NULL})
-
-/* The text of message i of a saved conversation is `wanted`. */
-static void saved_is(const char *name, uint32_t i, const char *role, const char *wanted) {
-    size_t n = 0;
-    char *text = read_file(name, &n);
-    dsi_json json = parse(text, n);
-    uint32_t node = dsi_json_first(&json, dsi_json_get(&json, 0, "messages"));
-    assert_int_not_equal(node, DSI_JSON_NONE);
-    for (; i > 0; i--) node = json.nodes[node].end;
-    assert_true(dsi_json_string_is(&json, dsi_json_get(&json, node, "role"), role));
-    char *is = dsi_json_string(&json, dsi_json_get(&json, node, "text"), NULL);
-    if (is == NULL || strcmp(is, wanted) != 0) fail_msg("\"%s\" is not \"%s\"", is, wanted);
-    dsi_sys_free(is);
-    dsi_json_free(&json);
-    free(text);
-}
 
 /* ---- Turns on a pipe ------------------------------------------------------------------------- */
 
@@ -402,114 +314,6 @@ static void full_context_is_explained(void **state) {
     cli_result_free(&result);
 }
 
-/* ---- The terminal ---------------------------------------------------------------------------- */
-
-/* Slow kernels and a temperature at which no answer ends by itself. */
-#define SLOW                                                                                       \
-    "chat", "-m", TINY, "--kernels", "ref", "--temperature", "100", "--threads", "1", "--no-think"
-
-static bool start(terminal *t, const char *const *arguments) {
-    if (terminal_start(t, arguments)) return true;
-    print_message("no pseudo-terminal to be had here (is /dev/pts mounted?)\n");
-    return false;
-}
-
-static void ctrl_c_stops_the_answer(void **state) {
-    (void)state;
-    static const char *const arguments[] = {SLOW, NULL};
-    terminal t = {.fd = -1};
-    if (!start(&t, arguments)) skip();
-    assert_true(terminal_expect(&t, "/help"));
-    assert_true(terminal_expect(&t, "> "));
-    assert_true(terminal_type(&t, TICKET "\n"));
-    assert_true(terminal_expect(&t, TICKET "\r\n"));
-    size_t before = t.n_bytes;
-    while (t.n_bytes < before + 10) assert_true(terminal_read(&t, 5000));
-    double pressed = terminal_now();
-    assert_true(terminal_type(&t, "\003"));
-    assert_true(terminal_expect(&t, "| stopped"));
-    assert_true(terminal_expect(&t, "> "));
-    print_message("an answer stops %.3f s after Ctrl-C\n", terminal_now() - pressed);
-    assert_true(terminal_now() - pressed < 2);
-    usleep(1100000);                            /* not the second of two */
-    assert_true(terminal_type(&t, "半句\003")); /* a line that is given up */
-    assert_true(terminal_expect(&t, "> "));
-    assert_true(terminal_type(&t, "/stats\n"));
-    assert_true(terminal_expect(&t, "1 answers, 2 messages"));
-    assert_true(terminal_expect(&t, "> "));
-    assert_true(terminal_type(&t, "\003")); /* nothing was typed */
-    assert_int_equal(terminal_end(&t), 0);
-}
-
-static void ctrl_c_twice_leaves(void **state) {
-    (void)state;
-    static const char *const arguments[] = {SLOW, NULL};
-    terminal t = {.fd = -1};
-    if (!start(&t, arguments)) skip();
-    assert_true(terminal_expect(&t, "> "));
-    assert_true(terminal_type(&t, TICKET "\n"));
-    assert_true(terminal_expect(&t, TICKET "\r\n"));
-    size_t before = t.n_bytes;
-    while (t.n_bytes < before + 10) assert_true(terminal_read(&t, 5000));
-    assert_true(terminal_type(&t, "\003"));
-    usleep(200000);
-    assert_true(terminal_type(&t, "\003"));
-    assert_int_equal(terminal_end(&t), 0);
-}
-
-/* A long prompt on slow kernels: seconds of work, which end between two layers. */
-static void ctrl_c_stops_the_prompt(void **state) {
-    (void)state;
-    static const char *const arguments[] = {SLOW, NULL};
-    terminal t = {.fd = -1};
-    if (!start(&t, arguments)) skip();
-    assert_true(terminal_expect(&t, "> "));
-    assert_true(terminal_type(&t, "\"\"\"\n"));
-    for (int i = 0; i < 60; i++) {
-        assert_true(
-            terminal_type(&t, "我要举报，南山区文化路，外地户口能不能在这里读书。望尽快解决。\n"));
-        terminal_read(&t, 1);
-    }
-    assert_true(terminal_type(&t, "\"\"\"\n"));
-    usleep(700000);
-    double pressed = terminal_now();
-    assert_true(terminal_type(&t, "\003"));
-    assert_true(terminal_expect(&t, "| stopped"));
-    print_message("a prompt stops %.3f s after Ctrl-C\n", terminal_now() - pressed);
-    assert_true(terminal_now() - pressed < 2);
-    assert_true(terminal_expect(&t, "> "));
-    assert_true(terminal_type(&t, "/stats\n"));
-    assert_true(terminal_expect(&t, " 0 messages")); /* no answer: the question is taken back */
-    assert_true(terminal_expect(&t, "> "));
-    assert_true(terminal_type(&t, "\004"));
-    assert_int_equal(terminal_end(&t), 0);
-}
-
-/* Backspace takes a whole character; a line the kernel cuts is refused; Ctrl-D leaves. */
-static void the_terminal_edits_lines(void **state) {
-    (void)state;
-    static const char *const arguments[] = {"chat", "-m", TINY, "--max-tokens", "1", NULL};
-    char line[8192], save[160];
-    terminal t = {.fd = -1};
-    if (!start(&t, arguments)) skip();
-    assert_true(terminal_expect(&t, "> "));
-    assert_true(terminal_type(&t, "中国\177\177\177人x\177民\n"));
-    assert_true(terminal_expect(&t, "tok/s"));
-    assert_true(terminal_expect(&t, "> "));
-    memset(line, 'w', 5000);
-    snprintf(line + 5000, 8, "\n");
-    assert_true(terminal_type(&t, line));
-    assert_true(terminal_expect(&t, "4095"));
-    assert_true(terminal_expect(&t, "> "));
-    snprintf(save, sizeof save, "/save %s\n", at("typed.json"));
-    assert_true(terminal_type(&t, save));
-    assert_true(terminal_expect(&t, "2 messages"));
-    assert_true(terminal_expect(&t, "> "));
-    assert_true(terminal_type(&t, "\004"));
-    assert_int_equal(terminal_end(&t), 0);
-    saved_is("typed.json", 0, "user", "人民");
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(turns_go_on),
@@ -520,10 +324,6 @@ int main(void) {
         cmocka_unit_test(hostile_files_are_refused),
         cmocka_unit_test(large_and_odd_files_load),
         cmocka_unit_test(full_context_is_explained),
-        cmocka_unit_test(ctrl_c_stops_the_answer),
-        cmocka_unit_test(ctrl_c_twice_leaves),
-        cmocka_unit_test(ctrl_c_stops_the_prompt),
-        cmocka_unit_test(the_terminal_edits_lines),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

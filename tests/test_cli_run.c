@@ -156,7 +156,7 @@ static void ctrl_c_ends_it(void **state) {
     const char *const arguments[] = {"run",    "-m",        TINY, "--kernels", "ref", "-q",
                                      "--json", "--threads", "1",  prompt,      NULL};
     terminal t = {.fd = -1};
-    if (!terminal_start(&t, arguments)) {
+    if (!terminal_start(&t, "xterm", arguments)) {
         print_message("no pseudo-terminal to be had here (is /dev/pts mounted?)\n");
         skip();
     }

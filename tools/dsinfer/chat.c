@@ -97,10 +97,9 @@ static size_t context_used(const chat *c) {
 
 static void footer(const chat *c) {
     const dsi_generate_result *result = &c->answer.result;
-    cli_say(cli_tr("first token %.2f s | prompt %s tok (%s kept) %s tok/s | answer %s tok %s tok/s "
-                   "| context %s of %s%s",
-                   "首字 %.2f s | 预填 %s tok（沿用 %s）%s tok/s | 生成 %s tok %s tok/s | 上下文 "
-                   "%s / %s%s"),
+    cli_say(cli_tr("first token %.2f s | prompt %s (%s kept) %s tok/s | answer %s, %s tok/s | "
+                   "context %s/%s%s",
+                   "首字 %.2f s | 预填 %s（沿用 %s）%s tok/s | 生成 %s，%s tok/s | 上下文 %s/%s%s"),
             result->first_token_seconds, cli_count_text(result->n_tokens_in).text,
             cli_count_text(result->n_tokens_kept).text,
             cli_rate_text(cli_prefill_rate(result)).text, cli_count_text(result->n_tokens_out).text,
@@ -162,10 +161,10 @@ int chat_turn(chat *c, const char *text, size_t n_bytes) {
 
 static void greet(const chat *c) {
     if (!c->terminal) return;
-    cli_say(cli_tr("%s, context %s tokens. /help lists the commands; Ctrl-C stops an answer, "
-                   "Ctrl-D leaves.",
-                   "%s，上下文 %s 个 token。/help 列出命令；Ctrl-C 停止回答，Ctrl-D 退出。"),
+    cli_say(cli_tr("%s, context %s tokens", "%s，上下文 %s 个 token"),
             cli_show(c->options.model).text, cli_count_text(c->context).text);
+    cli_say("%s", cli_tr("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.",
+                         "/help 列出命令；Ctrl-C 停止回答，Ctrl-D 退出。"));
 }
 
 /* Blank lines ask nothing. */
@@ -246,6 +245,7 @@ int cli_chat(const cli_options *options) {
     dsi_engine_close(c.engine);
     dsi_model_close(c.model);
     chat_talk_free(&c.talk);
+    chat_edit_forget();
     cli_bytes_free(&c.stops);
     cli_bytes_free(&c.retry);
     cli_answer_free(&c.answer);

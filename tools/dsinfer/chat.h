@@ -49,9 +49,21 @@ enum { CHAT_TEXT, CHAT_COMMAND, CHAT_NOTHING, CHAT_END };
 /* The next text or command line, put together from the lines it was written in. CHAT_NOTHING: a
  * line was given up (Ctrl-C) or refused, after an explanation. */
 uint32_t chat_read(const chat *c, cli_bytes *text, int *code);
-/* Puts the terminal back as it was; also called by the handlers of signals that end the process. */
 void chat_terminal_start(bool terminal);
+/* Puts the terminal back as it was; signal handlers call it too. */
 void chat_terminal_end(void);
+void chat_terminal_edit(void); /* as it must be while a line is typed */
+/* The next byte of stdin, or one of these. AGAIN: the screen may have changed; AFTER_WAIT: nothing
+ * came in time. */
+enum { CHAT_BYTE_END = -1, CHAT_BYTE_ERROR = -2, CHAT_BYTE_AGAIN = -3, CHAT_BYTE_AFTER_WAIT = -4 };
+int chat_next_byte(int timeout_ms);
+bool chat_has_bytes(void); /* read already, not handed out */
+
+/* ---- A line on a terminal (chat_edit.c), appended to `text` without its end. `more`: a line of a
+ * longer text. GIVEN_UP: Ctrl-C; END: Ctrl-D, or Ctrl-C on an empty line. */
+enum { CHAT_LINE, CHAT_LINE_GIVEN_UP, CHAT_LINE_END, CHAT_LINE_ERROR };
+uint32_t chat_edit_line(cli_bytes *text, bool more, bool *no_memory);
+void chat_edit_forget(void); /* the older lines */
 
 /* ---- Commands (chat_commands.c): `line` starts with a slash. */
 int chat_command(chat *c, const cli_bytes *line);

@@ -19,9 +19,12 @@ static int help(chat *c, const char *argument) {
                  word->argument == NULL ? "" : word->argument);
         cli_say("  %-20s%s", left, cli_tr(word->en, word->zh));
     }
-    cli_say("%s", cli_tr("Several lines: end a line with \\, or write \"\"\" before and after. "
-                         "A text that starts with /: write //.",
-                         "多行输入：行末写 \\，或在前后各写一行 \"\"\"。以 / 开头的文本请写 //。"));
+    cli_say("%s",
+            cli_tr("Several lines: paste them, end a line with \\, or write \"\"\" before and "
+                   "after.",
+                   "多行输入：直接粘贴，或行末写 \\，或在前后各写 \"\"\"。"));
+    cli_say("%s",
+            cli_tr("A text that starts with / is written with //.", "以 / 开头的文本请写 //。"));
     return CLI_OK;
 }
 

@@ -138,6 +138,7 @@ void cli_progress(void *user, uint32_t stage, uint64_t done, uint64_t total);
 void cli_progress_clear(void);
 bool cli_stdout_is_terminal(void);
 bool cli_stdout_has_colour(void);
+bool cli_stderr_moves(void); /* a terminal that can move its cursor */
 
 /* "20.1 MiB"; "1,234". Each returns a struct so that it can be used in an argument list. */
 typedef struct cli_number {

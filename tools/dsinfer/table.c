@@ -100,9 +100,9 @@ const cli_command cli_overview = {
     NULL,
     "run DeepSeek models on this machine",
     "在本机运行 DeepSeek 模型",
-    {"dsinfer run -m examples/models/tiny-gov $'工单分拨：\\n文化路路灯不亮。'",
-     "dsinfer inspect -m examples/models/tiny-gov --tensors",
-     "dsinfer verify -m MODEL --golden MODEL/golden.safetensors --activations f32"},
+    {"dsinfer chat -m examples/models/tiny-gov",
+     "dsinfer run -m examples/models/tiny-gov \"你好\"",
+     "dsinfer doctor"},
     "Data on stdout, talk on stderr. Exit codes: 0 ok, 1 failed check, 2 usage,\n"
     "3 environment (memory, files that cannot be read), 4 bad model or golden file.",
     "数据走标准输出，提示走标准错误。退出码：0 正常，1 检查未通过，2 用法错误，\n"

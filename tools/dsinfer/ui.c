@@ -45,6 +45,7 @@ void cli_ui_init(int argc, char **argv) {
 
 void cli_ui_quiet(bool quiet) { ui.quiet = quiet; }
 bool cli_stdout_is_terminal(void) { return ui.stdout_terminal; }
+bool cli_stderr_moves(void) { return ui.bar; }
 bool cli_stdout_has_colour(void) { return ui.colour; }
 const char *cli_tr(const char *en, const char *zh) { return ui.zh ? zh : en; }
 
