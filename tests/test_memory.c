@@ -191,14 +191,28 @@ static void test_classes_of_an_answer(void **state) {
     assert_int_equal(after.n_bytes_other, before.n_bytes_other);
     assert_int_equal(after.n_bytes_kv, before.n_bytes_kv);
     assert_int_equal(after.n_bytes_weights, before.n_bytes_weights);
+    /* A stream, and the engine's thread for all of them, count with the sessions. */
+    dsi_message message = {sizeof message, DSI_ROLE_USER, "And now?", 8};
+    dsi_stream *stream;
+    assert_int_equal(dsi_session_rewind(h.session, 0), DSI_OK);
+    before = report();
+    assert_int_equal(dsi_stream_open(h.session, &message, 1, DSI_THINK_AUTO, &stream), DSI_OK);
+    dsi_event event = {.struct_size = sizeof event};
+    while (event.kind != DSI_EVENT_DONE)
+        assert_int_equal(dsi_stream_next(stream, -1, &event), DSI_OK);
+    after = report();
+    assert_int_equal(after.n_bytes_other, before.n_bytes_other);
+    assert_true(after.n_bytes_sessions > before.n_bytes_sessions);
+    dsi_stream_close(stream);
+    assert_true(report().n_bytes_sessions < after.n_bytes_sessions);
     dsi_session_close(h.session);
     h.session = NULL;
-    assert_int_equal(report().n_bytes_sessions, 0);
     dsi_engine_close(h.engine);
     h.engine = NULL;
     after = report();
     assert_int_equal(after.n_bytes_kv, 0);
     assert_int_equal(after.n_bytes_scratch, 0);
+    assert_int_equal(after.n_bytes_sessions, 0);
     close_all(&h);
     assert_int_equal(report().n_blocks, 0);
 }

@@ -360,6 +360,56 @@ static void test_writer_limit(void **state) {
     remove_folder(&f);
 }
 
+/* Writes generations of one letter each until it is killed. */
+static void write_until_killed(const char *path) {
+    static char data[200000];
+    for (char fill = 'a';; fill = fill == 'z' ? 'a' : (char)(fill + 1)) {
+        dsi_error error = {0};
+        dsi_sys_writer w;
+        memset(data, fill, sizeof data);
+        if (dsi_sys_writer_open(path, &w, &error) != DSI_OK) _exit(1);
+        for (int i = 0; i < 3; i++)
+            if (dsi_sys_writer_add(&w, data, sizeof data, &error) != DSI_OK) _exit(2);
+        if (dsi_sys_writer_commit(&w, &error) != DSI_OK) _exit(3);
+    }
+}
+
+/* kill -9 at any moment: the file is one generation, whole. */
+static void test_writer_killed(void **state) {
+    (void)state;
+    enum { KILLS = 100 };
+    char folder_path[64] = "/tmp/dsi_kill_XXXXXX", path[96], command[96];
+    int n_letters = 0;
+    char before = 0;
+    assert_non_null(mkdtemp(folder_path));
+    snprintf(path, sizeof path, "%s/file", folder_path);
+    make_file(path, "");
+    for (int i = 0; i < KILLS; i++) {
+        pid_t child = fork();
+        assert_true(child >= 0);
+        if (child == 0) write_until_killed(path);
+        usleep((useconds_t)(1000 + i * 7919 % 9000));
+        kill(child, SIGKILL);
+        int status = 0;
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_true(WIFSIGNALED(status));
+        char *text;
+        uint64_t n;
+        assert_int_equal(dsi_sys_read_file(path, 1 << 20, &text, &n, NULL), DSI_OK);
+        if (n > 0) {
+            assert_int_equal(n, 600000);
+            for (uint64_t k = 1; k < n; k++)
+                if (text[k] != text[0]) fail_msg("kill %d: two generations in one file", i);
+            n_letters += text[0] != before;
+            before = text[0];
+        }
+        dsi_sys_free(text);
+    }
+    assert_true(n_letters > 2); /* files were replaced meanwhile */
+    snprintf(command, sizeof command, "rm -rf %s", folder_path);
+    assert_int_equal(system(command), 0);
+}
+
 /* ---- Descriptors to poll, waiting with a deadline ---- */
 
 static int is_readable(int fd) {
@@ -456,8 +506,9 @@ int main(void) {
         cmocka_unit_test(test_memory),       cmocka_unit_test(test_files),
         cmocka_unit_test(test_descriptors),  cmocka_unit_test(test_machine),
         cmocka_unit_test(test_writer),       cmocka_unit_test(test_writer_refuses),
-        cmocka_unit_test(test_writer_limit), cmocka_unit_test(test_eventfd),
-        cmocka_unit_test(test_wait_until),   cmocka_unit_test(test_getpid),
+        cmocka_unit_test(test_writer_limit), cmocka_unit_test(test_writer_killed),
+        cmocka_unit_test(test_eventfd),      cmocka_unit_test(test_wait_until),
+        cmocka_unit_test(test_getpid),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -16,7 +16,7 @@
 
 static void test_sample(void **state) {
     (void)state;
-    const torture_options options = {.n_sample = 25, .seed = 1};
+    const torture_options options = {.n_sample = 20, .seed = 1};
     uint64_t n_passed, n_failed;
     torture_run(&options, &n_passed, &n_failed);
     print_message("torture: %llu injections drawn, %llu failed\n",

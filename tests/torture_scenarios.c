@@ -2,6 +2,7 @@
 #include "torture.h"
 
 #include "../lib/backend/cpu_selftest.h"
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -310,6 +311,8 @@ static void run_sample(torture_state *s, torture_outcome *outcome) {
     add(outcome, top, n_rows * sizeof *top);
 }
 
+/* ---- Conversations ---- */
+
 /* Two turns in one session; the second keeps what the first has computed. */
 static void run_chat(torture_state *s, torture_outcome *outcome) {
     static const char first[] = "The lamp is out.", second[] = "Which road?";
@@ -440,6 +443,80 @@ static void run_fork(torture_state *s, torture_outcome *outcome) {
     add(outcome, tokens, n * sizeof *tokens);
 }
 
+/* ---- Sessions in files ---- */
+
+static void saved_path(const torture_state *s, char path[80]) {
+    snprintf(path, 80, "%s/session", s->folder);
+}
+
+/* The state that a run overwrites: 5 tokens. */
+static bool save_old(torture_state *s) {
+    static const int32_t tokens[5] = {7, 8, 9, 10, 11};
+    char path[80];
+    saved_path(s, path);
+    return dsi_session_rewind(s->session, 0) == DSI_OK &&
+           dsi_session_append(s->session, tokens, 5) == DSI_OK &&
+           dsi_session_save(s->session, path) == DSI_OK &&
+           dsi_session_rewind(s->session, 0) == DSI_OK;
+}
+
+static bool open_two_in_folder(torture_state *s) {
+    snprintf(s->folder, sizeof s->folder, "/tmp/dsi_torture_XXXXXX");
+    if (!mkdtemp(s->folder)) return false;
+    if (!open_small_session(s)) return false;
+    if (open_session(s->engine, &s->other) != DSI_OK) return say("session");
+    return save_old(s);
+}
+
+static void run_save(torture_state *s, torture_outcome *outcome) {
+    char path[80];
+    const int32_t *tokens;
+    size_t n;
+    saved_path(s, path);
+    if (!append_page(outcome, s->session) || !answer(outcome, s->session)) return;
+    if (!OK(s->session, dsi_session_rewind(s->session, 71))) return;
+    if (!OK(s->session, dsi_session_save(s->session, path))) return;
+    if (!OK(s->other, dsi_session_restore(s->other, path))) return;
+    if (!OK(s->other, dsi_session_tokens(s->other, &tokens, &n))) return;
+    add(outcome, tokens, n * sizeof *tokens);
+    answer(outcome, s->other);
+}
+
+/* Whatever failed: one file, and in it the old state or the new one. */
+static void check_file(torture_state *s) {
+    char path[80];
+    size_t n_files = 0;
+    saved_path(s, path);
+    DIR *listing = opendir(s->folder);
+    for (struct dirent *entry; listing && (entry = readdir(listing)) != NULL;)
+        n_files += entry->d_name[0] != '.';
+    if (listing) closedir(listing);
+    dsi_status status = dsi_session_restore(s->other, path);
+    const int32_t *tokens;
+    size_t n = 0;
+    if (status == DSI_OK) status = dsi_session_tokens(s->other, &tokens, &n);
+    if (n_files == 1 && status == DSI_OK && (n == 5 || n == 71)) return;
+    printf("  %zu files, %zu tokens in the saved session: %s\n", n_files, n,
+           dsi_last_error(s->other));
+    fflush(stdout);
+    abort();
+}
+
+static void reset_save(torture_state *s) {
+    dsi_session_rewind(s->other, 0);
+    check_file(s);
+    dsi_session_rewind(s->other, 0);
+    if (!save_old(s)) abort();
+}
+
+static void remove_saved(torture_state *s) {
+    char path[80];
+    close_all(s);
+    saved_path(s, path);
+    unlink(path);
+    rmdir(s->folder);
+}
+
 const torture_scenario torture_scenarios[] = {
     {"load", nothing, run_load, close_all, close_all},
     {"small", nothing, run_small, close_all, close_all},
@@ -452,6 +529,7 @@ const torture_scenario torture_scenarios[] = {
     {"generate", open_text_engine, run_generate, close_session, close_all},
     {"sample", open_small_engine, run_sample, close_session, close_all},
     {"fork", open_small_session, run_fork, reset_session, close_all},
+    {"save", open_two_in_folder, run_save, reset_save, remove_saved},
     {"chat", open_text_session, run_chat, reset_session, close_all},
     {"stream", open_text_model, run_stream, reset_stream, close_all},
     {"restream", open_two_sessions, run_restream, reset_two_sessions, close_all},
