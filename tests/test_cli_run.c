@@ -137,7 +137,7 @@ static void deadlines_hold(void **state) {
     /* Nothing answered in time is a failure. */
     char prompt[60 * sizeof LINE] = "";
     for (int i = 0; i < 60; i++) strcat(prompt, LINE);
-    a = ASK(3, prompt, "--deadline", "0.1", "--kernels", "ref", "--threads", "1");
+    a = ASK(3, prompt, "--deadline", "0.1", "--kernels", "ref", "--threads", "1", "--chunk", "16");
     uint32_t error = dsi_json_get(&a.json, 0, "error");
     char *message = dsi_json_string(&a.json, dsi_json_get(&a.json, error, "message"), NULL);
     assert_non_null(message);

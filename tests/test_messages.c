@@ -284,15 +284,23 @@ static char *table_line(const mistake *row, const char *err) {
     return line;
 }
 
-/* libcrypto is looked for at run time; a folder above may be closed to other users. */
+#ifdef __SANITIZE_ADDRESS__
+enum { ADDRESS_SANITIZER = 1 };
+#else
+enum { ADDRESS_SANITIZER = 0 };
+#endif
+
+/* libcrypto is looked for at run time; a folder above may be closed to other users; the address
+ * sanitizer cannot start in little address space. */
 static bool can_be_made(const mistake *row, const cli_result *result) {
-    bool no_crypto = row->crypto && strstr(result->err, "libcrypto") != NULL;
-    bool closed = row->nobody && (result->code == 126 || result->code == 127);
-    if (no_crypto || closed) {
-        print_message("%s: cannot be made here (%s)\n", row->what,
-                      no_crypto ? "no libcrypto" : "no other user may run the program");
+    const char *why = NULL;
+    if (row->crypto && strstr(result->err, "libcrypto") != NULL) why = "no libcrypto";
+    if (row->nobody && (result->code == 126 || result->code == 127)) {
+        why = "no other user may run the program";
     }
-    return !no_crypto && !closed;
+    if (row->memory_bytes != 0 && ADDRESS_SANITIZER) why = "address sanitizer";
+    if (why != NULL) print_message("%s: cannot be made here (%s)\n", row->what, why);
+    return why == NULL;
 }
 
 static void mistakes_are_explained(size_t from, size_t n_rows) {
