@@ -2,6 +2,7 @@
 #include "../../lib/base/json.h"
 #include "../../lib/base/sys.h"
 #include "cli.h"
+#include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -88,7 +89,9 @@ int cli_need_model(const cli_options *options) {
 
 /* dir/name into path; false if that is too long. */
 static bool join(char path[4096], const char *dir, const char *name) {
-    int n = snprintf(path, 4096, "%s/%s", dir, name);
+    size_t n_dir = strlen(dir);
+    bool slash = n_dir > 0 && dir[n_dir - 1] == '/';
+    int n = snprintf(path, 4096, "%s%s%s", dir, slash ? "" : "/", name);
     return n >= 0 && n < 4096;
 }
 
@@ -133,6 +136,22 @@ static bool checkpoint_missing(const char *dir) {
            (not_there(weights) && shard_missing(dir, index));
 }
 
+/* The folder above the model's is a common slip: a model inside it is named. */
+static void suggest_model(const char *path) {
+    char config[4096], inside[4096];
+    if (!join(config, path, "config.json") || !not_there(config)) return;
+    DIR *dir = opendir(path);
+    for (struct dirent *entry; dir != NULL && (entry = readdir(dir)) != NULL;) {
+        if (entry->d_name[0] == '.' || !join(inside, path, entry->d_name) ||
+            !join(config, inside, "config.json") || not_there(config)) {
+            continue;
+        }
+        cli_hint(cli_tr("did you mean -m %s?", "是不是想用 -m %s？"), cli_show(inside).text);
+        break;
+    }
+    if (dir != NULL) closedir(dir);
+}
+
 static void write_log(void *user, uint32_t level, const char *component, const char *text) {
     (void)user;
     if (level == DSI_LOG_ERROR || level == DSI_LOG_WARN) cli_say("%s: %s", component, text);
@@ -152,6 +171,7 @@ int cli_open_model(const cli_options *options, dsi_model **model, dsi_model_info
     const char *what = cli_tr("model", "模型");
     if (status != DSI_OK) {
         code = cli_fail(status, NULL, what);
+        if (status == DSI_E_IO) suggest_model(options->model);
         return status == DSI_E_IO && checkpoint_missing(options->model) ? CLI_BAD_FILE : code;
     }
     memset(info, 0, sizeof *info);
