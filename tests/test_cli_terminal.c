@@ -112,7 +112,7 @@ static void lines_can_be_edited(void **state) {
     assert_true(terminal_expect(&t, "> "));
     for (size_t i = 0; i < N_LINES; i++) {
         assert_true(terminal_type(&t, lines[i].typed));
-        assert_true(terminal_expect(&t, "tok/s | context"));
+        assert_true(terminal_expect(&t, "/2,048 tok"));
         assert_true(terminal_expect(&t, "> "));
     }
     assert_non_null(strstr(t.text, "\033[J> 人民\r\033[6C")); /* two columns each */
@@ -138,7 +138,7 @@ static void long_lines_arrive(void **state) {
         assert_true(terminal_type(&t, SENTENCE) && terminal_read(&t, 1));
     }
     assert_true(terminal_type(&t, "多\177\n"));
-    assert_true(terminal_expect(&t, "tok/s | context"));
+    assert_true(terminal_expect(&t, "/2,048 tok"));
     snprintf(save, sizeof save, "/save %s\n", at("wide.json"));
     assert_true(terminal_type(&t, save));
     assert_true(terminal_expect(&t, "messages"));
