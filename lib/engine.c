@@ -220,6 +220,7 @@ static dsi_status new_engine(const dsi_model *model, const dsi_engine_options *o
         return dsi_fail(dsi_thread_error(), DSI_E_NOMEM, "the system has no more locks");
     }
     e->process = dsi_sys_getpid();
+    e->n_holders = 1;
     e->model = (dsi_model *)(uintptr_t)model; /* only read */
     st = open_parts(e, options, plan_only);
     if (st != DSI_OK) {
@@ -254,9 +255,7 @@ dsi_status dsi_plan(const dsi_model *model, const dsi_engine_options *options,
     return DSI_OK;
 }
 
-void dsi_engine_close(dsi_engine *e) {
-    if (!e) return;
-    dsi_engine_stop_runner(e);
+static void free_engine(dsi_engine *e) {
     dsi_step_rows *r = &e->rows;
     void *blocks[] = {r->tokens,      r->seq,       r->position,   r->slots,
                       r->expanded,    r->head_rows, r->head_seq,   r->page_table,
@@ -274,6 +273,20 @@ void dsi_engine_close(dsi_engine *e) {
     /* in a child the lock may be held by a thread that is not there */
     if (!dsi_is_child(e->process)) pthread_mutex_destroy(&e->lock);
     dsi_sys_free(e);
+}
+
+void dsi_engine_release(dsi_engine *e) {
+    if (atomic_fetch_sub(&e->n_holders, 1) == 1) free_engine(e);
+}
+
+void dsi_engine_close(dsi_engine *e) {
+    if (!e) return;
+    dsi_engine_stop_runner(e);
+    bool child = dsi_is_child(e->process);
+    if (!child) pthread_mutex_lock(&e->lock);
+    e->closed = true;
+    if (!child) pthread_mutex_unlock(&e->lock);
+    dsi_engine_release(e);
 }
 
 /* ---- Inspect

@@ -27,18 +27,24 @@ static dsi_status compute(dsi_answer *a) {
     return st;
 }
 
+static dsi_status answer_messages(listener *l, dsi_session *s, const dsi_message *messages,
+                                  size_t n_messages, uint32_t think) {
+    dsi_status st = dsi_answer_begin(&l->answer, s, messages, n_messages, think);
+    if (st == DSI_OK) {
+        dsi_answer_listen(&l->answer, hear, l);
+        st = compute(&l->answer);
+    }
+    dsi_answer_end(&l->answer, st);
+    return st;
+}
+
 dsi_status dsi_generate_chat(dsi_session *s, const dsi_message *messages, size_t n_messages,
                              uint32_t think, dsi_text_fn on_text, void *user,
                              dsi_generate_result *result) {
-    dsi_status st = dsi_session_enter(s, "dsi_generate_chat");
-    if (st != DSI_OK) return st;
     listener l = {.on_text = on_text, .user = user};
-    st = dsi_answer_begin(&l.answer, s, messages, n_messages, think);
-    if (st == DSI_OK) {
-        dsi_answer_listen(&l.answer, hear, &l);
-        st = compute(&l.answer);
-    }
-    dsi_answer_end(&l.answer, st);
+    l.answer.result.finish_reason = DSI_FINISH_FAILED; /* unless it begins */
+    dsi_status st = dsi_session_enter(s, "dsi_generate_chat");
+    if (st == DSI_OK) st = answer_messages(&l, s, messages, n_messages, think);
     if (result) dsi_copy_out(result, result->struct_size, &l.answer.result, sizeof l.answer.result);
     return st;
 }

@@ -158,9 +158,13 @@ struct dsi_engine {
     dsi_tap_fn tap;
     void *tap_user;
     _Atomic(struct dsi_runner *) runner; /* the thread of the streams; NULL before the first one */
-    uint32_t n_sessions;
+    _Atomic uint32_t n_holders; /* the caller until dsi_engine_close, and its sessions */
+    _Atomic bool closed;        /* its sessions can only be closed now, and it ends with the last */
     char describe[320];
 };
+
+/* One holder fewer; the last one frees. */
+void dsi_engine_release(dsi_engine *engine);
 
 /* Places weights on engine->dev (place.c); with dry_run only the shapes and types are filled in,
  * which is what op_plan needs. */

@@ -82,6 +82,7 @@ dsi_status dsi_session_new(dsi_engine *engine, const dsi_session_options *option
     if (!s) return dsi_fail(error, DSI_E_NOMEM, "no memory for a session handle");
     s->error = &s->handle.error;
     s->engine = engine;
+    atomic_fetch_add(&engine->n_holders, 1);
     s->end_token = -1;
     s->options = parent ? parent->options : *options;
     dsi_status st = open_answer(s, parent);
@@ -113,16 +114,18 @@ dsi_status dsi_session_open(dsi_engine *engine, const dsi_session_options *optio
 void dsi_session_close(dsi_session *s) {
     if (!s) return;
     if (s->stream) dsi_stream_detach(s->stream);
-    if (s->n_pages && !dsi_is_child(s->engine->process)) {
-        pthread_mutex_lock(&s->engine->lock);
-        dsi_pages_release(s, 0);
-        pthread_mutex_unlock(&s->engine->lock);
+    dsi_engine *e = s->engine;
+    if (s->n_pages && !dsi_is_child(e->process)) {
+        pthread_mutex_lock(&e->lock);
+        if (!e->closed) dsi_pages_release(s, 0); /* the model may be closed as well */
+        pthread_mutex_unlock(&e->lock);
     }
     void *blocks[] = {s->tokens, s->sampled,    s->expanded,  s->pages,
                       s->logits, s->candidates, s->penalized, s->seen};
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) dsi_sys_free(blocks[i]);
     dsi_stop_free(s->stop);
     dsi_sys_free(s);
+    dsi_engine_release(e);
 }
 
 /* ---- The timeline grows
@@ -146,6 +149,9 @@ dsi_status dsi_session_enter(const dsi_session *session, const char *call) {
     if (!s) return dsi_fail(dsi_thread_error(), DSI_E_ARG, "%s: session is NULL", call);
     if (dsi_is_child(s->engine->process))
         return dsi_fail_child(&s->handle.error, call, s->engine->process);
+    if (s->engine->closed)
+        return dsi_fail(&s->handle.error, DSI_E_STATE,
+                        "%s: the engine of this session was closed; close the session", call);
     if (s->stream)
         return dsi_fail(&s->handle.error, DSI_E_STATE,
                         "%s: a stream computes an answer in this session; close the stream first",

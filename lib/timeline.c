@@ -51,8 +51,10 @@ void dsi_session_cut(dsi_session *s, uint32_t n) {
     s->broken.name = NULL;
     dsi_session_count_samples(s);
     dsi_answer_rebuild(s, n - s->n_answer);
+    uint32_t n_keep = (uint32_t)dsi_ceil_div(s->n_tokens, DSI_PAGE_ROWS);
+    if (n_keep >= s->n_pages) return; /* does not wait for a running step */
     pthread_mutex_lock(&e->lock);
-    dsi_pages_release(s, (uint32_t)dsi_ceil_div(s->n_tokens, DSI_PAGE_ROWS));
+    dsi_pages_release(s, n_keep);
     pthread_mutex_unlock(&e->lock);
 }
 
