@@ -129,10 +129,11 @@ static void logprobs_are_given(void **state) {
 
 static void deadlines_hold(void **state) {
     (void)state;
-    run_answer a = ASK(0, TICKET, "--deadline", "0.5", "--temperature", "100", "--no-think");
+    run_answer a =
+        ASK(0, TICKET, "--deadline", "2", "--temperature", "100", "--no-think", "--kernels", "ref");
     assert_string_equal(a.finish, "deadline");
     assert_true(*a.text != 0);
-    assert_true(number(&a.json, dsi_json_get(&a.json, 0, "timings"), "decode_seconds") < 2);
+    assert_true(number(&a.json, dsi_json_get(&a.json, 0, "timings"), "decode_seconds") < 4);
     answer_free(&a);
     /* Nothing answered in time is a failure. */
     char prompt[60 * sizeof LINE] = "";
