@@ -86,7 +86,8 @@ void dsi_answer_rebuild(dsi_session *s, uint32_t n_begin) {
     s->answer_started = false;
     if (!s->stop || n_begin == s->n_total) return;
     start_text(s, n_begin);
-    for (uint32_t i = n_begin; i < s->n_total; i++) dsi_answer_token(s, s->tokens[i]);
+    for (uint32_t i = n_begin; i < s->n_total; i++)
+        if (dsi_answer_token(s, s->tokens[i])) s->answer_text.stop_index = -1; /* it goes on */
 }
 
 /* ---- The prompt ------------------------------------------------------------------------------ */

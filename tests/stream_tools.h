@@ -66,7 +66,7 @@ static inline dsi_engine *new_engine(uint32_t max_sessions, uint32_t max_context
                                      uint32_t kv_tokens) {
     dsi_engine_options o;
     dsi_engine_options_init(&o);
-    o.n_threads = 2;
+    o.n_threads = 1 + max_sessions % 2; /* both */
     o.max_sessions = max_sessions;
     o.max_context = max_context;
     o.kv_tokens = kv_tokens;

@@ -381,14 +381,18 @@ static dsi_generate_result generate(const char *const *stop, uint32_t n_stop, ui
     return r;
 }
 
-/* The same with a loop of the caller's: how it finished and what it sampled. */
-static uint32_t sample_all(const char *const *stop, uint32_t n_stop, int32_t *tokens, size_t *n) {
+static void ask_ticket(dsi_session *s) {
     dsi_message m = {sizeof m, DSI_ROLE_USER, TICKET, sizeof TICKET - 1};
-    dsi_session *s = session_with(stop, n_stop);
     int32_t prompt[512];
     size_t n_prompt;
     assert_int_equal(dsi_chat_tokens(tiny, &m, 1, DSI_THINK_OFF, prompt, 512, &n_prompt), DSI_OK);
     assert_int_equal(dsi_session_append(s, prompt, n_prompt), DSI_OK);
+}
+
+/* The same with a loop of the caller's: how it finished and what it sampled. */
+static uint32_t sample_all(const char *const *stop, uint32_t n_stop, int32_t *tokens, size_t *n) {
+    dsi_session *s = session_with(stop, n_stop);
+    ask_ticket(s);
     for (*n = 0;; ++*n) {
         if (dsi_session_next(s, &tokens[*n]) != DSI_OK) fail_msg("%s", dsi_last_error(s));
         if (tokens[*n] < 0) break;
@@ -450,6 +454,50 @@ static void test_stop_strings_pass_over_reasoning(void **state) {
     assert_heard(&h, DSI_PART_ANSWER, whole.text[0], (size_t)(at - whole.text[0]));
 }
 
+/* Samples until the session is finished: by the stop string, with these tokens behind the prompt.
+ */
+static void finish_alike(dsi_session *s, const int32_t *want, size_t n_want) {
+    int32_t token = 0;
+    const int32_t *tokens;
+    size_t n;
+    while (token >= 0) assert_int_equal(dsi_session_next(s, &token), DSI_OK);
+    assert_int_equal(dsi_session_finish(s), DSI_FINISH_STOP_TEXT);
+    assert_int_equal(dsi_session_tokens(s, &tokens, &n), DSI_OK);
+    assert_true(n > n_want);
+    assert_memory_equal(tokens + n - n_want, want, n_want * sizeof *want);
+}
+
+/* Cut and forked anywhere, in the middle of the stop string too, a session still finds it. */
+static void test_stop_strings_survive_rewind_and_fork(void **state) {
+    (void)state;
+    const char *const stop[] = {"\"部门\": \"城市管"};
+    int32_t want[512], token;
+    size_t n_want;
+    assert_int_equal(sample_all(stop, 1, want, &n_want), DSI_FINISH_STOP_TEXT);
+    assert_true(n_want > 6);
+    for (size_t k = 0; k <= n_want; k++)
+        for (size_t back = 0; back <= k && back < 5; back++) {
+            dsi_session *s = session_with(stop, 1), *copy = NULL;
+            const int32_t *tokens;
+            size_t n;
+            ask_ticket(s);
+            for (size_t i = 0; i < k; i++) assert_int_equal(dsi_session_next(s, &token), DSI_OK);
+            assert_int_equal(dsi_session_tokens(s, &tokens, &n), DSI_OK);
+            assert_int_equal(dsi_session_rewind(s, n - back), DSI_OK);
+            assert_int_equal(dsi_session_fork(s, &copy), DSI_OK);
+            if (k < n_want || back > 0) {
+                finish_alike(s, want, n_want);
+                finish_alike(copy, want, n_want);
+            } else { /* behind the stop string: the session goes on */
+                assert_int_equal(dsi_session_next(s, &token), DSI_OK);
+                assert_true(token >= 0);
+                assert_int_equal(dsi_session_finish(s), DSI_FINISH_NONE);
+            }
+            dsi_session_close(s);
+            dsi_session_close(copy);
+        }
+}
+
 static void test_session_refuses_wrong_strings(void **state) {
     (void)state;
     dsi_session_options o;
@@ -498,6 +546,7 @@ int main(void) {
         cmocka_unit_test(test_held_text_is_released_at_the_end),
         cmocka_unit_test(test_stop_strings_of_an_answer),
         cmocka_unit_test(test_stop_strings_pass_over_reasoning),
+        cmocka_unit_test(test_stop_strings_survive_rewind_and_fork),
         cmocka_unit_test(test_session_refuses_wrong_strings),
         cmocka_unit_test(test_strings_are_copied),
     };

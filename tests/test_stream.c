@@ -287,6 +287,13 @@ static void test_conversation_keeps_its_beginning(void **state) {
         assert_same(&h, &want);
         assert_int_equal(h.result.n_tokens_kept, want.result.n_tokens_kept);
         if (turn == 0) assert_int_equal(h.result.n_tokens_kept, 0);
+        if (h.result.n_tokens_in < DSI_PROMPT_BLOCK) { /* as a session that sees it all at once */
+            dsi_session *fresh = new_session(e, NULL);
+            want = (heard){.result.struct_size = sizeof want.result};
+            dsi_generate_chat(fresh, m, n, DSI_THINK_OFF, on_text, &want, &want.result);
+            assert_same(&h, &want);
+            dsi_session_close(fresh);
+        }
         if (turn > 0) assert_true(h.result.n_tokens_kept > h.result.n_tokens_in / 3);
         if (turn == 2) break;
         memcpy(answers[turn], h.text[0], h.n[0]);

@@ -157,13 +157,13 @@ static void test_failure_of_one(void **state) {
 
 /* ---- The KV pool --------------------------------------------------------------------------- */
 
-/* Eight answers in a pool for little more than one: streams wait, are put back, and give the same
+/* Six answers in a pool for little more than one: streams wait, are put back, and give the same
  * answers as ever. */
 static void test_pool_for_few(void **state) {
     (void)state;
-    enum { N = 8 };
+    enum { N = 6 };
     dsi_session_options o = endless();
-    o.max_tokens = 140;
+    o.max_tokens = 130;
     static heard want[N];
     for (int i = 0; i < N; i++) reference(i, &o, 256, &want[i]);
     n_put_back = 0;
