@@ -1,5 +1,6 @@
 /* test_stream.c: streams: their events, the descriptor to poll, timeouts, slow readers, many at
  * once with the answers of dsi_generate_chat, conversations, and many threads. */
+#include "../lib/base/fault.h"
 #include "stream_tools.h"
 
 /* ---- The queue ----------------------------------------------------------------------------- */
@@ -225,6 +226,23 @@ static void test_answers_do_not_depend_on_company(void **state) {
     }
 }
 
+/* Once streams are open, computing and reading them asks the system for nothing. */
+static void test_steps_allocate_nothing(void **state) {
+    (void)state;
+    dsi_session_options o = endless();
+    o.max_tokens = 60;
+    o.logprobs = 1, o.top_logprobs = 20;
+    crowd c = open_crowd(new_engine(2, 512, 512), 5, &o); /* some wait, and lose their pages */
+    dsi_fault_arm(&(dsi_fault){.kind = DSI_CALL_ANY, .nth = 1, .onwards = true}); /* all fail */
+    hear_crowd(&c);
+    dsi_fault_disarm();
+    for (int i = 0; i < 5; i++) {
+        assert_int_equal(c.heard[i].status, DSI_OK);
+        assert_int_equal(c.heard[i].n_tokens, 60);
+    }
+    close_crowd(&c);
+}
+
 /* First opened, first answered. */
 static void test_waiting_streams_go_in_order(void **state) {
     (void)state;
@@ -394,6 +412,7 @@ int main(void) {
         cmocka_unit_test(test_descriptor),
         cmocka_unit_test(test_timeouts),
         cmocka_unit_test(test_answers_do_not_depend_on_company),
+        cmocka_unit_test(test_steps_allocate_nothing),
         cmocka_unit_test(test_waiting_streams_go_in_order),
         cmocka_unit_test(test_slow_reader_pauses_alone),
         cmocka_unit_test(test_conversation_keeps_its_beginning),
