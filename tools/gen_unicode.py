@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""gen_unicode.py: writes lib/text/unicode_tables.c, the category groups of every code point.
+"""gen_unicode.py: writes lib/text/unicode_tables.c and nfc_tables.c.
 
-The pre-tokenizer needs to know for a code point whether it is a letter, mark, number, punctuation,
-symbol or white space. Python's unicodedata is the only source, so nothing is downloaded. The
-Unicode version is checked: the reference tokenizer's regular expressions speak Unicode 14.
+The pre-tokenizers need to know for a code point whether it is a letter, mark, number, punctuation,
+symbol or white space; the normalizer needs combining classes, decompositions and compositions.
+Python's unicodedata is the only source, so nothing is downloaded. The Unicode version is checked:
+the reference tokenizer's regular expressions speak Unicode 14.
 """
+import pathlib
 import sys
 import unicodedata
 
@@ -62,19 +64,22 @@ def rows(values, width):
     return "\n".join(lines + [line])
 
 
-def main():
-    if unicodedata.unidata_version != UNICODE_VERSION:
-        sys.exit(f"gen_unicode.py: this Python has Unicode {unicodedata.unidata_version}, "
-                 f"{UNICODE_VERSION} is needed: use Python 3.11")
+def two_stages(value_of):
+    """Block numbers, and the distinct blocks of `value_of` over all code points, one behind the
+    other."""
     first, blocks = [], {}
     for start in range(0, 0x110000, BLOCK):
-        block = bytes(group(c) for c in range(start, start + BLOCK))
+        block = bytes(value_of(c) for c in range(start, start + BLOCK))
         first.append(blocks.setdefault(block, len(blocks)))
-    second = [value for block in blocks for value in block]
-    assert len(blocks) <= 256 and BLOCK == 128  # the header's inline lookup says 128
-    out = f"""\
+    assert len(blocks) <= 256 and BLOCK == 128  # the headers' inline lookups say 128
+    return first, [value for block in blocks for value in block]
+
+
+def category_file():
+    first, second = two_stages(group)
+    return f"""\
 /* unicode_tables.c: category groups of all code points, Unicode {UNICODE_VERSION}.
- * Generated, do not edit: python3 tools/gen_unicode.py lib/text/unicode_tables.c */
+ * Generated, do not edit: python3 tools/gen_unicode.py lib/text */
 #include "unicode_tables.h"
 
 /* Block number of each {BLOCK} code points. */
@@ -83,7 +88,7 @@ const uint8_t dsi_unicode_block_of[{len(first)}] = {{
 }};
 
 /* DSI_CAT_* of each code point of each distinct block. */
-const uint8_t dsi_unicode_category_of[{len(blocks)} * {BLOCK}] = {{
+const uint8_t dsi_unicode_category_of[{len(second) // BLOCK} * {BLOCK}] = {{
 {rows(second, 100)}
 }};
 
@@ -91,11 +96,88 @@ uint32_t dsi_unicode_category(uint32_t code_point) {{
     return code_point <= 0x10FFFF ? dsi_unicode_lookup(code_point) : 0;
 }}
 """
-    with open(sys.argv[1], "w", encoding="ascii", newline="\n") as file:
-        file.write(out)
+
+
+# ---- Normalization form C ----------------------------------------------------------------------
+
+DECOMPOSES, NOT_SURE = 0x40, 0x80  # DSI_NFC_* of nfc.h
+HANGUL = range(0xAC00, 0xD7A4)  # syllables, composed by arithmetic
+HANGUL_JAMO = list(range(0x1161, 0x1176)) + list(range(0x11A8, 0x11C3))  # vowels, finals
+
+
+def decompositions():
+    """(composed, first, second or 0): one level of each canonical decomposition."""
+    result = []
+    for c in range(0x110000):
+        field = unicodedata.decomposition(chr(c))
+        if not field or field.startswith("<") or c in HANGUL:
+            continue
+        parts = [int(part, 16) for part in field.split()]
+        result.append((c, parts[0], parts[1] if len(parts) == 2 else 0))
+    return result
+
+
+def nfc_file():
+    pairs = decompositions()
+    composes = [p for p in pairs if p[2] and unicodedata.normalize("NFC", chr(p[0])) == chr(p[0])]
+    composes.sort(key=lambda p: (p[1], p[2]))
+    not_sure = {p[2] for p in composes} | set(HANGUL_JAMO)
+    decomposes = {p[0] for p in pairs}
+    classes = sorted({unicodedata.combining(chr(c)) for c in range(0x110000)})
+    assert len(classes) <= 64
+    rank = {value: i for i, value in enumerate(classes)}
+
+    def kind(c):
+        value = rank[unicodedata.combining(chr(c))]
+        if c in decomposes:
+            value |= DECOMPOSES
+        if c in not_sure or unicodedata.normalize("NFC", chr(c)) != chr(c):
+            value |= NOT_SURE
+        return value
+
+    def table(entries):
+        return rows([f"{{0x{c:X}, 0x{a:X}, 0x{b:X}}}" for c, a, b in entries], 100)
+
+    first, second = two_stages(kind)
+    return f"""\
+/* nfc_tables.c: what normalization form C needs to know, Unicode {UNICODE_VERSION}.
+ * Generated, do not edit: python3 tools/gen_unicode.py lib/text */
+#include "nfc.h"
+
+/* Block number of each {BLOCK} code points. */
+const uint8_t dsi_nfc_block_of[{len(first)}] = {{
+{rows(first, 100)}
+}};
+
+/* Rank of the combining class and DSI_NFC_* of each code point of each distinct block. */
+const uint8_t dsi_nfc_kind_of[{len(second) // BLOCK} * {BLOCK}] = {{
+{rows(second, 100)}
+}};
+
+/* By composed character; second 0: a single character stands for it. */
+const dsi_nfc_pair dsi_nfc_decompositions[DSI_NFC_N_DECOMPOSITIONS] = {{
+{table(pairs)}
+}};
+
+/* By first, then second. */
+const dsi_nfc_pair dsi_nfc_compositions[DSI_NFC_N_COMPOSITIONS] = {{
+{table(composes)}
+}};
+""", len(pairs), len(composes)
+
+
+def main():
+    if unicodedata.unidata_version != UNICODE_VERSION:
+        sys.exit(f"gen_unicode.py: this Python has Unicode {unicodedata.unidata_version}, "
+                 f"{UNICODE_VERSION} is needed: use Python 3.11")
+    folder = pathlib.Path(sys.argv[1])
+    nfc, n_decompositions, n_compositions = nfc_file()
+    (folder / "unicode_tables.c").write_text(category_file(), encoding="ascii")
+    (folder / "nfc_tables.c").write_text(nfc, encoding="ascii")
+    print(f"nfc.h must say: {n_decompositions} decompositions, {n_compositions} compositions")
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: gen_unicode.py OUTPUT.c")
+        sys.exit("usage: gen_unicode.py FOLDER")
     main()

@@ -2,8 +2,7 @@
  *
  * What BPE is: start from single bytes; while some neighbours can merge, merge the pair of lowest
  * rank, the leftmost of equals. Simulating it costs at least n log n and a list as long as the
- * piece, and a piece can be the whole input. Three facts allow better. They hold when each merge
- * comes behind the merges that make its parts, which dsi_bpe_prepare checks.
+ * piece, and a piece can be the whole input. Three facts allow better.
  *
  * 1. Inside a final token the merges ran as if nothing stood around it, because none crossed its
  *    borders. So each token has one history (left, right, rank), found once when loading; a token
@@ -12,9 +11,16 @@
  *    would be kept apart: the first merge that goes wrong in the sequence crosses one border, and
  *    at that moment both sides look as they would alone. Hence a text has one such sequence, and a
  *    prefix of the sequence is the encoding of that prefix of the text.
- * 3. Whether two neighbours are kept apart is read off their histories, undone from the end: at
- *    each moment the two pieces that touch the border must not have a merge of lower rank than the
- *    next merge on either side. Of equal ranks the leftmost goes first.
+ * 3. Whether two neighbours are kept apart is read off their histories, undone from the end: as
+ *    long as two pieces touch the border, no merge on either side may have a higher rank than
+ *    theirs. Of equal ranks the leftmost goes first.
+ *
+ * Which of two histories was finished last? A merge of a rank below one before it could not happen
+ * earlier, for want of a part, so it follows at once: what counts is the largest rank so far,
+ * called `last`. Mostly that is the rank of the last merge itself. Where it is not, a merge of a
+ * higher rank may precede the one that is undone, on the same side but away from the border; it
+ * lies in the part that does not touch the border, and happened while the two pieces touched if
+ * that part was finished after both.
  *
  * So the encoder searches the sequence: at each place the longest token that may follow the last
  * one; if none may, the place is dead and the last token gives way to a shorter one. By fact 2 a
@@ -30,18 +36,24 @@
 
 /* ---- Facts 2 and 3 ------------------------------------------------------------------------- */
 
+static uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
+
 bool dsi_bpe_pair_holds(const dsi_tokenizer *tokenizer, int32_t left, int32_t right,
                         uint32_t limit) {
     const dsi_bpe_token *tokens = tokenizer->tokens;
     for (;;) {
         if (dsi_bpe_pair_rank(tokenizer, left, right) < limit) return false;
         const dsi_bpe_token *l = &tokens[left], *r = &tokens[right];
-        if (l->rank > r->rank) { /* the left token was made last */
+        if (l->last > r->last) { /* the left token was made last */
             limit = l->rank;     /* on a tie it was first: it lies further left */
             left = l->right;
-        } else if (r->rank > 0) { /* the right one; of two equal tokens it was the later */
+            uint32_t away = tokens[l->left].last;
+            if (away > limit && away > larger(tokens[left].last, r->last)) limit = away;
+        } else if (r->last > 0) { /* the right one; of two equal tokens it was the later */
             limit = r->rank + 1;  /* on a tie the crossing merge would have been first */
             right = r->left;
+            uint32_t away = tokens[r->right].last;
+            if (away >= limit && away >= larger(tokens[right].last, l->last)) limit = away + 1;
         } else {
             return true; /* two bytes */
         }
@@ -240,14 +252,26 @@ static size_t count_settled(const dsi_tokenizer *tokenizer, dsi_bpe_work *work, 
     return 0;
 }
 
+/* A piece that is a vocabulary entry which merges never make: with "ignore_merges" it counts. */
+static bool put_whole(const dsi_tokenizer *tokenizer, const uint8_t *bytes, size_t n_bytes,
+                      dsi_bpe_out *out) {
+    if (n_bytes > tokenizer->whole_bytes) return false;
+    int32_t token = dsi_trie_find(&tokenizer->whole, bytes, n_bytes);
+    if (token >= 0) dsi_bpe_put(out, token);
+    return token >= 0;
+}
+
 /* A piece of any length, through the window. What was put does not matter for the rest: the end of
  * a right sequence is the right sequence of the end. */
 static dsi_status windowed_piece(const dsi_tokenizer *tokenizer, dsi_bpe_source *source,
                                  size_t begin, size_t end, dsi_bpe_work *work, dsi_bpe_out *out,
                                  dsi_error *error) {
     size_t at = begin, n_bytes = 0;
+    bool untouched = true; /* nothing of the piece was put yet */
     while (!out->stopped) {
         at = fill(source, at, end, work, &n_bytes);
+        if (at == end && untouched && put_whole(tokenizer, work->bytes, n_bytes, out))
+            return DSI_OK;
         size_t n_tokens = 0, n_settled = 0, settled_bytes = 0;
         if (at == end || work->capacity > DSI_BPE_SMALL_BYTES) {
             if (!find_encoding(tokenizer, work->bytes, n_bytes, -1, work->tokens, &n_tokens,
@@ -264,6 +288,7 @@ static dsi_status windowed_piece(const dsi_tokenizer *tokenizer, dsi_bpe_source 
         }
         if (n_settled > 0) {
             put_all(out, work->tokens, n_settled);
+            untouched = false;
             n_bytes -= settled_bytes;
             memmove(work->bytes, work->bytes + settled_bytes, n_bytes);
         } else {
@@ -282,6 +307,7 @@ dsi_status dsi_bpe_piece(const dsi_tokenizer *tokenizer, dsi_bpe_source *source,
     if (source->valid_end <= begin) source->valid_end = find_valid_end(source, begin);
     if (end > source->valid_end || end - begin > DSI_BPE_SMALL_BYTES)
         return windowed_piece(tokenizer, source, begin, end, work, out, error);
+    if (put_whole(tokenizer, source->text + begin, end - begin, out)) return DSI_OK;
     size_t n_tokens = 0;
     if (!find_encoding(tokenizer, source->text + begin, end - begin, -1, work->tokens, &n_tokens,
                        work->dead, work->seen_pairs))

@@ -9,21 +9,27 @@ enum {
     DSI_TOKENIZER_MAX_ID = 1 << 21,          /* ids and merges are below this */
     DSI_TOKENIZER_MAX_TOKEN_BYTES = 1024,    /* one vocabulary entry */
     DSI_TOKENIZER_WINDOW_BYTES = 256 * 1024, /* see bpe.c */
-    DSI_TOKENIZER_ADDED_SETS = 2
+    DSI_TOKENIZER_ADDED_SETS = 2,
+    DSI_TOKENIZER_NFC_BYTES = 64 * 1024 /* normalised text, at first; see tokenizer.c */
 };
 #define DSI_BPE_NO_RANK UINT32_MAX /* no merge makes this token */
 
 typedef struct dsi_bpe_token {
     uint32_t start, n_bytes; /* in dsi_tokenizer.bytes; n_bytes 0: no such id */
     uint32_t rank;           /* 1 + index of the merge that makes it; 0: a single byte */
+    uint32_t last;           /* the largest rank in its history */
     int32_t left, right;     /* the parts of that merge */
     int32_t prefix;          /* the longest other token that it starts with, or -1 */
 } dsi_bpe_token;
 
+enum { DSI_ADDED = 1, DSI_ADDED_LETTER = 2 };
+
 struct dsi_tokenizer {
     dsi_pretok pretok;
+    bool normalizes;       /* to form C before anything but the first set of added tokens */
+    bool whole_first;      /* "ignore_merges": a piece that is a vocabulary entry is that token */
     dsi_bpe_token *tokens; /* [n_tokens] */
-    uint8_t *added;        /* [n_tokens] 1: an added token */
+    uint8_t *added;        /* [n_tokens] DSI_ADDED, DSI_ADDED_LETTER or 0 */
     uint8_t *bytes;
     uint32_t n_tokens;
     uint32_t max_token_bytes; /* of the tokens that BPE can produce */
@@ -31,10 +37,14 @@ struct dsi_tokenizer {
     uint64_t *pairs; /* hash of (left, right) to rank; 0 is empty */
     uint64_t pair_mask;
     uint64_t pair_seed;
-    dsi_trie vocabulary; /* tokens that BPE can produce */
+    dsi_trie vocabulary;  /* tokens that BPE can produce */
+    dsi_trie whole;       /* with whole_first: the others */
+    uint32_t whole_bytes; /* the longest of them */
     /* Added tokens in the order the reference looks for them: those with "normalized" false are
      * cut out of the whole text first, then the others out of what is left between. */
     dsi_trie added_sets[DSI_TOKENIZER_ADDED_SETS];
+    /* Single letters that are tokens of their own wherever they stand: see tokenizer_load.c. */
+    dsi_trie letters;
 };
 
 /* Rank of the merge of `left` and `right`, or DSI_BPE_NO_RANK. */
@@ -47,7 +57,7 @@ bool dsi_bpe_pair_holds(const dsi_tokenizer *tokenizer, int32_t left, int32_t ri
 
 /* Called once when tokens, their bytes and the merges' `pairs` are known: finds out which tokens
  * BPE can produce and by which merge. merges: [n_merges][3] ids of left, right, product in order
- * of rank. Errors: UNSUPPORTED (a merge that comes before a merge it needs). */
+ * of rank. Errors: NOMEM. */
 dsi_status dsi_bpe_prepare(dsi_tokenizer *tokenizer, const int32_t (*merges)[3], uint32_t n_merges,
                            dsi_error *error);
 /* Fills the hash of pairs. Errors: NOMEM, FORMAT (a pair that is listed twice). */

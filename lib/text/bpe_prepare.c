@@ -76,35 +76,34 @@ dsi_status dsi_bpe_hash_pairs(dsi_tokenizer *tokenizer, const int32_t (*merges)[
 
 /* ---- Histories ----------------------------------------------------------------------------- */
 
-/* Rank by rank: does BPE, run on the bytes of the product, come to left | right and then merge
- * them? At most one merge per product does, because BPE is deterministic. */
-static void find_histories(dsi_tokenizer *tokenizer, const int32_t (*merges)[3],
-                           uint32_t n_merges) {
-    for (uint32_t i = 0; i < n_merges; i++) {
-        int32_t left = merges[i][0], right = merges[i][1];
-        dsi_bpe_token *product = &tokenizer->tokens[merges[i][2]];
-        if (tokenizer->tokens[left].rank == DSI_BPE_NO_RANK ||
-            tokenizer->tokens[right].rank == DSI_BPE_NO_RANK || product->rank != DSI_BPE_NO_RANK)
-            continue;
-        if (!dsi_bpe_pair_holds(tokenizer, left, right, i + 1)) continue;
-        product->left = left;
-        product->right = right;
-        product->rank = i + 1;
-    }
+/* Does BPE, run on the bytes of the product, come to left | right and then merge them? At most one
+ * merge per product does, because BPE is deterministic. */
+static void find_history(dsi_tokenizer *tokenizer, const int32_t merge[3], uint32_t rank) {
+    const dsi_bpe_token *left = &tokenizer->tokens[merge[0]], *right = &tokenizer->tokens[merge[1]];
+    dsi_bpe_token *product = &tokenizer->tokens[merge[2]];
+    if (left->rank == DSI_BPE_NO_RANK || right->rank == DSI_BPE_NO_RANK ||
+        product->rank != DSI_BPE_NO_RANK || !dsi_bpe_pair_holds(tokenizer, merge[0], merge[1], 0))
+        return;
+    product->left = merge[0];
+    product->right = merge[1];
+    product->rank = product->last = rank;
+    if (left->last > product->last) product->last = left->last;
+    if (right->last > product->last) product->last = right->last;
 }
 
-/* A merge that needs a later one breaks the order in which bpe.c undoes histories. */
-static dsi_status check_order(const dsi_tokenizer *tokenizer, const int32_t (*merges)[3],
-                              uint32_t n_merges, dsi_error *error) {
+/* The shorter product first: a history needs those of its parts. (Ranks are no help: Llama-3's file
+ * lists every way to cut a token in two, also into parts that only later merges make.) */
+static dsi_status find_histories(dsi_tokenizer *tokenizer, const int32_t (*merges)[3],
+                                 uint32_t n_merges, dsi_error *error) {
+    uint32_t start[DSI_TOKENIZER_MAX_TOKEN_BYTES + 2] = {0};
+    uint32_t *order = dsi_sys_calloc((uint64_t)n_merges + 1, sizeof *order);
+    if (!order) return dsi_fail(error, DSI_E_NOMEM, "no memory for %u merges", n_merges);
+    for (uint32_t i = 0; i < n_merges; i++) start[tokenizer->tokens[merges[i][2]].n_bytes + 1]++;
+    for (uint32_t n = 0; n <= DSI_TOKENIZER_MAX_TOKEN_BYTES; n++) start[n + 1] += start[n];
     for (uint32_t i = 0; i < n_merges; i++)
-        for (int side = 0; side < 2; side++) {
-            uint32_t rank = tokenizer->tokens[merges[i][side]].rank;
-            if (rank != DSI_BPE_NO_RANK && rank > i)
-                return dsi_fail(error, DSI_E_UNSUPPORTED,
-                                "merge %u uses token %d, which only "
-                                "merge %u makes: merges must be in the order of training",
-                                i, merges[i][side], rank - 1);
-        }
+        order[start[tokenizer->tokens[merges[i][2]].n_bytes]++] = i;
+    for (uint32_t i = 0; i < n_merges; i++) find_history(tokenizer, merges[order[i]], order[i] + 1);
+    dsi_sys_free(order);
     return DSI_OK;
 }
 
@@ -132,8 +131,7 @@ static void link_prefixes(dsi_tokenizer *tokenizer, int32_t *longest) {
 
 dsi_status dsi_bpe_prepare(dsi_tokenizer *tokenizer, const int32_t (*merges)[3], uint32_t n_merges,
                            dsi_error *error) {
-    find_histories(tokenizer, merges, n_merges);
-    dsi_status status = check_order(tokenizer, merges, n_merges, error);
+    dsi_status status = find_histories(tokenizer, merges, n_merges, error);
     if (status != DSI_OK) return status;
     int32_t *longest = dsi_sys_calloc(tokenizer->vocabulary.n_nodes, sizeof *longest);
     if (!longest) return dsi_fail(error, DSI_E_NOMEM, "no memory for the vocabulary");

@@ -8,8 +8,8 @@
 /* ---- Tokenizer: byte-level BPE of tokenizer.json ------------------------------------------- */
 typedef struct dsi_tokenizer dsi_tokenizer;
 
-/* path: a tokenizer.json. Refuses (by name) a model other than BPE, and a pre-tokenizer other than
- * DeepSeek's. Immutable afterwards: any number of threads may use it. */
+/* path: a tokenizer.json. Refuses (by name) a model other than BPE, and what no known family has
+ * (tokenizer_rules.c). Immutable afterwards: any number of threads may use it. */
 dsi_status dsi_tokenizer_open(const char *path, dsi_tokenizer **tokenizer, dsi_error *error);
 void dsi_tokenizer_free(dsi_tokenizer *tokenizer);
 uint32_t dsi_tokenizer_n_tokens(const dsi_tokenizer *tokenizer); /* largest id + 1 */
@@ -19,8 +19,9 @@ typedef bool (*dsi_token_sink)(void *user, const int32_t *tokens, size_t n_token
 /* special: recognise added tokens in the text; else everything is plain text. Any bytes are
  * accepted: what is not UTF-8 is replaced by U+FFFD first, as the reference does. Time is linear
  * in n_bytes (times log of the longest token), memory is constant: a few KB of stack, and a window
- * of 2.5 MB for a single piece (a run of letters, of blanks ...) of more than 256 bytes.
- * Errors: NOMEM (that window). A stop by the sink is no error: DSI_OK. */
+ * of 2.5 MB for a single piece (a run of letters, of blanks ...) of more than 256 bytes. Text
+ * that must be normalised (Qwen2) takes 64 KB more, or twice its longest piece.
+ * Errors: NOMEM (these windows). A stop by the sink is no error: DSI_OK. */
 dsi_status dsi_tokenizer_encode(const dsi_tokenizer *tokenizer, const char *text, size_t n_bytes,
                                 bool special, dsi_token_sink sink, void *user, dsi_error *error);
 /* Raw bytes of one token (owned by the tokenizer, not zero-terminated); n_bytes 0 and "" for an id

@@ -1,5 +1,5 @@
-/* tokenizer_load.c: reads tokenizer.json. Only what DeepSeek's files say is understood; whatever
- * would change the tokens in another way is refused by name. */
+/* tokenizer_load.c: reads tokenizer.json. Only what the files of the known families say is
+ * understood; whatever would change the tokens in another way is refused by name. */
 #include "../base/sys.h"
 #include "bpe.h"
 #include "tokenizer_rules.h"
@@ -130,6 +130,23 @@ static dsi_status build_trie(loader *l, dsi_trie *trie, uint32_t n_entries) {
 
 /* ---- Added tokens -------------------------------------------------------------------------- */
 
+/* Thirteen bytes never occur in UTF-8, so a vocabulary may lack them. DeepSeek LLM's lacks them and
+ * has their letters of the byte-level alphabet as added tokens instead, by mistake: "ü" is then a
+ * token wherever it stands in a text, plain or not, for the reference finds it there. */
+static bool never_in_utf8(uint32_t byte) { return byte == 0xC0 || byte == 0xC1 || byte >= 0xF5; }
+
+static bool is_letter_token(const loader *l, uint32_t node, const view *text) {
+    bool special;
+    if (!dsi_json_bool(&l->json, dsi_json_get(&l->json, node, "special"), &special) || special)
+        return false;
+    if (text->n_bytes != 2 || l->tokenizer->normalizes) return false;
+    dsi_utf8_step step = dsi_utf8_next(text->bytes, text->n_bytes);
+    return step.n_bytes == 2 && step.code_point <= 0xFF && never_in_utf8(step.code_point);
+}
+
+/* Sets of added tokens: 0 and 1 by "normalized", then the letters. */
+enum { LETTERS = DSI_TOKENIZER_ADDED_SETS };
+
 /* One added token, if it belongs to the set. */
 static dsi_status add_added(loader *l, uint32_t node, uint32_t set, uint32_t *n_entries) {
     const dsi_json *json = &l->json;
@@ -144,7 +161,8 @@ static dsi_status add_added(loader *l, uint32_t node, uint32_t set, uint32_t *n_
                           "added token \"%.*s\" has no true or false for "
                           "\"normalized\"",
                           shown(text.n_bytes), (const char *)text.bytes);
-    if (status == DSI_OK && (uint32_t)normalized == set) {
+    bool letter = status == DSI_OK && normalized && is_letter_token(l, node, &text);
+    if (status == DSI_OK && (letter ? LETTERS : (uint32_t)normalized) == set) {
         status = dsi_tokenizer_check_added(json, node, (const char *)text.bytes,
                                            shown(text.n_bytes), l->error);
         if (status == DSI_OK) status = read_id(l, dsi_json_get(json, node, "id"), &text, &id);
@@ -153,7 +171,7 @@ static dsi_status add_added(loader *l, uint32_t node, uint32_t set, uint32_t *n_
             status = add_token(l, id, &text, text.n_bytes);
         }
         if (status == DSI_OK) {
-            l->tokenizer->added[id] = 1;
+            l->tokenizer->added[id] = letter ? DSI_ADDED_LETTER : DSI_ADDED;
             add_entry(l, n_entries, id);
         }
     }
@@ -162,14 +180,15 @@ static dsi_status add_added(loader *l, uint32_t node, uint32_t set, uint32_t *n_
 }
 
 static dsi_status load_added(loader *l, uint32_t parent) {
-    for (uint32_t set = 0; set < DSI_TOKENIZER_ADDED_SETS; set++) {
+    for (uint32_t set = 0; set <= LETTERS; set++) {
+        dsi_trie *trie = set == LETTERS ? &l->tokenizer->letters : &l->tokenizer->added_sets[set];
         uint32_t n_entries = 0;
         if (parent == DSI_JSON_NONE) break;
         for (uint32_t i = parent + 1; i < l->json.nodes[parent].end; i = l->json.nodes[i].end) {
             dsi_status status = add_added(l, i, set, &n_entries);
             if (status != DSI_OK) return status;
         }
-        dsi_status status = build_trie(l, &l->tokenizer->added_sets[set], n_entries);
+        dsi_status status = build_trie(l, trie, n_entries);
         if (status != DSI_OK) return status;
     }
     return DSI_OK;
@@ -221,12 +240,13 @@ static dsi_status load_vocabulary(loader *l, uint32_t parent) {
     dsi_trie *trie = &l->tokenizer->vocabulary;
     dsi_status status = build_trie(l, trie, n_entries);
     if (status != DSI_OK) return status;
-    for (int byte = 0; byte < 256; byte++)
-        if (trie->root[byte] == 0 || dsi_trie_value(trie, trie->root[byte]) < 0)
+    for (uint32_t byte = 0; byte < 256; byte++)
+        if (!never_in_utf8(byte) &&
+            (trie->root[byte] == 0 || dsi_trie_value(trie, trie->root[byte]) < 0))
             return dsi_fail(l->error, DSI_E_FORMAT,
-                            "the vocabulary has no token for byte 0x%02X; "
-                            "byte-level BPE needs all 256",
-                            (unsigned)byte);
+                            "the vocabulary has no token for byte 0x%02X; byte-level BPE needs all "
+                            "243 that occur in UTF-8",
+                            byte);
     return DSI_OK;
 }
 
@@ -325,6 +345,21 @@ static dsi_status load_merges(loader *l, uint32_t parent) {
     return dsi_bpe_prepare(l->tokenizer, (const int32_t(*)[3])l->merges, l->n_merges, l->error);
 }
 
+/* With "ignore_merges" a piece that is a vocabulary entry is that token, even if merges would never
+ * make it. Those that merges make from their own bytes need no look-up. */
+static dsi_status load_whole(loader *l) {
+    dsi_tokenizer *t = l->tokenizer;
+    uint32_t n_entries = 0;
+    if (!t->whole_first) return DSI_OK;
+    for (uint32_t id = 0; id < t->n_tokens; id++) {
+        const dsi_bpe_token *token = &t->tokens[id];
+        if (token->n_bytes == 0 || token->rank != DSI_BPE_NO_RANK || t->added[id]) continue;
+        add_entry(l, &n_entries, (int32_t)id);
+        if (token->n_bytes > t->whole_bytes) t->whole_bytes = token->n_bytes;
+    }
+    return build_trie(l, &t->whole, n_entries);
+}
+
 /* ---- The whole file ------------------------------------------------------------------------ */
 
 /* Sizes the tables: the largest id decides, and no text is longer in the tokenizer than in the
@@ -360,8 +395,12 @@ static void trim_arena(loader *l) {
 }
 
 static dsi_status load(loader *l) {
-    dsi_status status = dsi_tokenizer_check_rules(&l->json, l->error);
+    dsi_tokenizer_rules rules = {0};
+    dsi_status status = dsi_tokenizer_check_rules(&l->json, &rules, l->error);
     if (status != DSI_OK) return status;
+    l->tokenizer->pretok = rules.pretok;
+    l->tokenizer->normalizes = rules.normalizes;
+    l->tokenizer->whole_first = rules.whole_first;
     uint32_t model = dsi_json_get(&l->json, 0, "model");
     uint32_t vocab = dsi_json_get(&l->json, model, "vocab");
     uint32_t merges = dsi_json_get(&l->json, model, "merges");
@@ -371,6 +410,7 @@ static dsi_status load(loader *l) {
     if (status == DSI_OK) status = load_added(l, added);
     if (status == DSI_OK) status = load_vocabulary(l, vocab);
     if (status == DSI_OK) status = load_merges(l, merges);
+    if (status == DSI_OK) status = load_whole(l);
     if (status == DSI_OK) trim_arena(l);
     return status;
 }

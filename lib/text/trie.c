@@ -2,7 +2,6 @@
 #include "trie.h"
 #include "../base/sys.h"
 
-
 static int compare_entries(const void *left, const void *right) {
     const dsi_trie_entry *a = left, *b = right;
     if (a->head != b->head) return a->head < b->head ? -1 : 1;

@@ -1,5 +1,5 @@
 /* unicode_tables.c: category groups of all code points, Unicode 14.0.0.
- * Generated, do not edit: python3 tools/gen_unicode.py lib/text/unicode_tables.c */
+ * Generated, do not edit: python3 tools/gen_unicode.py lib/text */
 #include "unicode_tables.h"
 
 /* Block number of each 128 code points. */
