@@ -29,6 +29,7 @@ static inline bool terminal_start(terminal *t, const char *term, const char *con
     if (t->fd < 0) return false;
     if (grantpt(t->fd) != 0 || unlockpt(t->fd) != 0) abort();
     const char *name = ptsname(t->fd);
+    fcntl(t->fd, F_SETFL, O_RDWR | O_NONBLOCK);
     t->n_bytes = t->seen = 0;
     t->text = calloc(TERMINAL_ROOM, 1);
     if (t->text == NULL) abort();
@@ -71,8 +72,19 @@ static inline bool terminal_expect(terminal *t, const char *wanted) {
     return last != NULL;
 }
 
-static inline bool terminal_type(const terminal *t, const char *text) {
-    return write(t->fd, text, strlen(text)) == (ssize_t)strlen(text);
+/* Reads what comes meanwhile: a program that waits to write would not read either. */
+static inline bool terminal_type(terminal *t, const char *text) {
+    double end = terminal_now() + TERMINAL_SECONDS;
+    for (size_t n = strlen(text); n > 0 && terminal_now() < end;) {
+        struct pollfd wait = {.fd = t->fd, .events = POLLIN | POLLOUT};
+        if (poll(&wait, 1, 100) != 1) continue;
+        if ((wait.revents & POLLIN) != 0 && !terminal_read(t, 0)) return false;
+        ssize_t n_written = (wait.revents & POLLOUT) == 0 ? 0 : write(t->fd, text, n);
+        if (n_written < 0 && errno != EAGAIN) return false;
+        if (n_written > 0) text += n_written, n -= (size_t)n_written;
+        if (n == 0) return true;
+    }
+    return false;
 }
 
 /* Reads to the end; exit code of the program, or 1000 + the signal that ended it. */

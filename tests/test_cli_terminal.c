@@ -71,7 +71,7 @@ static void ctrl_c_stops_the_prompt(void **state) {
         terminal_read(&t, 1);
     }
     assert_true(terminal_type(&t, "\"\"\"\n"));
-    usleep(700000);
+    assert_true(terminal_expect(&t, "\rprompt [")); /* the first part is done */
     double pressed = terminal_now();
     assert_true(terminal_type(&t, "\003"));
     assert_true(terminal_expect(&t, "| stopped"));
