@@ -11,6 +11,14 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__has_feature) && !defined(__SANITIZE_ADDRESS__)
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 static const char model_path[] = "examples/models/tiny-gov";
 
@@ -275,6 +283,27 @@ static void test_allocator_refused(void **state) {
     run(&a); /* nothing was set */
 }
 
+/* The address sanitizer sees a write in front of a block as well as one behind it. */
+static void test_fronts_are_poisoned(void **state) {
+    (void)state;
+#ifdef __SANITIZE_ADDRESS__
+    uint8_t *blocks[] = {dsi_sys_calloc(1, 8), dsi_sys_alloc_aligned(8),
+                         dsi_sys_alloc_aligned(2 << 20)};
+    for (int i = 0; i < 3; i++) {
+        assert_true(__asan_address_is_poisoned(blocks[i] - 1));
+        assert_true(__asan_address_is_poisoned(blocks[i] - 16));
+        assert_false(__asan_address_is_poisoned(blocks[i]));
+        dsi_sys_free(blocks[i]);
+    }
+    uint8_t *block = dsi_sys_realloc(dsi_sys_calloc(1, 8), 1 << 16, 1);
+    assert_true(__asan_address_is_poisoned(block - 1));
+    assert_false(__asan_address_is_poisoned(block + (1 << 16) - 1));
+    dsi_sys_free(block);
+#else
+    skip();
+#endif
+}
+
 /* Blocks of each form grow, shrink and keep their content and class through the allocator. */
 static void check_blocks(void) {
     DSI_MEMORY_SCOPE(SESSIONS);
@@ -346,6 +375,7 @@ int main(void) {
         cmocka_unit_test(test_allocator),
         cmocka_unit_test(test_allocator_refused),
         cmocka_unit_test(test_blocks),
+        cmocka_unit_test(test_fronts_are_poisoned),
         cmocka_unit_test(test_allocator_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -359,7 +359,7 @@ void torture_run(const torture_options *options, uint64_t *n_passed, uint64_t *n
     torture t = {.options = options,
                  .scenarios = options->scenarios ? options->scenarios : torture_scenarios,
                  .n_scenarios = options->scenarios ? options->n_scenarios : torture_n_scenarios,
-                 .seconds = options->seconds ? options->seconds : DEFAULT_SECONDS};
+                 .seconds = options->seconds > 0 ? options->seconds : DEFAULT_SECONDS};
     *n_passed = *n_failed = 0;
     list_passes(&t);
     t.shared =

@@ -69,7 +69,7 @@ dsi_call dsi_fault_first_struck(void); /* the kind of the first of them, DSI_CAL
 /* "pread"; "any". */
 const char *dsi_call_name(dsi_call kind);
 
-extern atomic_uint dsi_fault_armed;
+extern atomic_uint dsi_fault_armed __attribute__((visibility("hidden")));
 bool dsi_fault_pass(dsi_call kind, uint64_t *n_bytes);
 
 /* In front of every call: false means that it must fail now, with the errno that is set. n_bytes:

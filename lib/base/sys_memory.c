@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#if defined(__has_feature)
+#if defined(__has_feature) && !defined(__SANITIZE_ADDRESS__)
 #if __has_feature(address_sanitizer)
 #define __SANITIZE_ADDRESS__ 1
 #endif
