@@ -71,7 +71,7 @@ typedef void (*dsi_progress_fn)(void *user, uint32_t stage, uint64_t done, uint6
  * Threads: set the allocator before other threads use the library; the report: any.
  * Owns: the struct is copied; `user` must live as long as the library is used. */
 
-/* Where the library takes host memory from. Mapped files are not host memory. */
+/* Where the library takes host memory from. Mapped files and the stacks of its threads are none. */
 typedef struct dsi_allocator {
     uint32_t struct_size; /* sizeof(dsi_allocator) */
     uint32_t reserved;
