@@ -293,6 +293,17 @@ static void drop_victim(victim *v) {
     free(v->file.data);
 }
 
+/* What holds for every session that came about by calls alone. */
+static void assert_possible(const dsi_session *s) {
+    assert_true(s->n_tokens <= s->n_sealed && s->n_sealed <= s->n_total);
+    assert_true(s->finish <= DSI_FINISH_LENGTH || s->finish == DSI_FINISH_STOP_TEXT);
+    assert_true(s->end_token >= -1 && s->end_token < 512);
+    assert_true(s->n_logits <= 1 && s->n_logits <= s->n_tokens);
+    for (uint32_t i = 0; i < s->n_total; i++)
+        assert_true(s->tokens[i] >= 0 && s->tokens[i] < 512 && s->sampled[i] <= 1);
+    assert_int_equal(s->n_pages, dsi_ceil_div(s->n_tokens, DSI_PAGE_ROWS));
+}
+
 /* What a restore of these bytes does. One that succeeds must give a session that works; its status
  * in *work. */
 static dsi_status restore_bytes(const victim *v, const char *data, size_t n, dsi_status *work) {
@@ -307,6 +318,7 @@ static dsi_status restore_bytes(const victim *v, const char *data, size_t n, dsi
         assert_true(s->n_total == 0 && s->n_pages == 0 && s->n_logits == 0 && s->n_sampled == 0);
         assert_true(strstr(dsi_last_error(s), "b.session") != NULL);
     } else {
+        assert_possible(s);
         int32_t token = 1;
         dsi_session_append(s, &token, 1);
         for (int i = 0; i < 3 && *work == DSI_OK; i++) *work = dsi_session_next(s, &token);
