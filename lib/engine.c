@@ -92,6 +92,25 @@ static bool kv_bytes(const dsi_engine *e, uint64_t *bytes) {
            dsi_mul_ok(n, e->model->config.n_layers, bytes);
 }
 
+/* Elements of the largest tensor that a tap or check_layers looks at. */
+static uint64_t tap_elements(const dsi_engine *e) {
+    const dsi_scratch *s = &e->scratch;
+    const dsi_tensor *widest[] = {&s->hidden,     &s->q,   &s->kv,           &s->attention,
+                                  &s->ffn_hidden, &s->q_a, &s->router_logits};
+    uint64_t n = (uint64_t)s->logits.ne[0] * e->options.max_sessions;
+    for (size_t i = 0; i < sizeof widest / sizeof widest[0]; i++)
+        n = (uint64_t)dsi_max_i64((int64_t)n, widest[i]->ne[0] * e->options.chunk_tokens);
+    return n;
+}
+
+static dsi_status allocate_tap_values(dsi_engine *e) {
+    DSI_MEMORY_SCOPE(SCRATCH);
+    if (e->rows.tap_values) return DSI_OK;
+    e->rows.tap_values = dsi_sys_calloc(tap_elements(e), sizeof *e->rows.tap_values);
+    if (e->rows.tap_values) return DSI_OK;
+    return dsi_fail(&e->handle.error, DSI_E_NOMEM, "no memory for the values of a tap");
+}
+
 static dsi_status make_plan(dsi_engine *e) {
     dsi_memory_plan *p = &e->plan;
     dsi_status st = dsi_place_weights(e, true);
@@ -108,6 +127,7 @@ static dsi_status make_plan(dsi_engine *e) {
     p->struct_size = sizeof *p;
     p->n_bytes_weights = dsi_model_weight_bytes(e->model) + e->placed.n_bytes_vectors;
     p->n_bytes_scratch = e->scratch.n_bytes + workspace + logits;
+    if (e->options.check_layers) p->n_bytes_scratch += tap_elements(e) * sizeof(float);
     p->n_bytes_available = dsi_sys_memory_available();
     if (!kv_bytes(e, &p->n_bytes_kv) ||
         !dsi_add_ok(p->n_bytes_weights, p->n_bytes_scratch, &p->n_bytes_total) ||
@@ -142,8 +162,6 @@ static dsi_status check_cap(dsi_engine *e) {
                     e->options.max_memory ? "max_memory" : "free memory of this machine",
                     e->options.max_context, e->options.kv_tokens, e->options.chunk_tokens);
 }
-
-static dsi_status allocate_tap_values(dsi_engine *e);
 
 /* ---- Open and close
  * ---------------------------------------------------------------------------------- */
@@ -293,25 +311,6 @@ void dsi_engine_close(dsi_engine *e) {
  * ------------------------------------------------------------------------------------------ */
 
 const char *dsi_engine_describe(const dsi_engine *engine) { return engine ? engine->describe : ""; }
-
-/* Elements of the largest tensor that a tap or check_layers looks at. */
-static uint64_t tap_elements(const dsi_engine *e) {
-    const dsi_scratch *s = &e->scratch;
-    const dsi_tensor *widest[] = {&s->hidden,     &s->q,   &s->kv,           &s->attention,
-                                  &s->ffn_hidden, &s->q_a, &s->router_logits};
-    uint64_t n = (uint64_t)s->logits.ne[0] * e->options.max_sessions;
-    for (size_t i = 0; i < sizeof widest / sizeof widest[0]; i++)
-        n = (uint64_t)dsi_max_i64((int64_t)n, widest[i]->ne[0] * e->options.chunk_tokens);
-    return n;
-}
-
-static dsi_status allocate_tap_values(dsi_engine *e) {
-    DSI_MEMORY_SCOPE(SCRATCH);
-    if (e->rows.tap_values) return DSI_OK;
-    e->rows.tap_values = dsi_sys_calloc(tap_elements(e), sizeof *e->rows.tap_values);
-    if (e->rows.tap_values) return DSI_OK;
-    return dsi_fail(&e->handle.error, DSI_E_NOMEM, "no memory for the values of a tap");
-}
 
 dsi_status dsi_engine_set_tap(dsi_engine *e, dsi_tap_fn tap, void *user) {
     if (!e) return dsi_fail(dsi_thread_error(), DSI_E_ARG, "dsi_engine_set_tap: engine is NULL");

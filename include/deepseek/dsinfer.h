@@ -337,8 +337,9 @@ DSI_API dsi_status dsi_session_rewind(dsi_session *session, size_t n_tokens);
  * both are closed; only the last, partial one is copied. Errors: NOMEM, CONTEXT (no free page). */
 DSI_API dsi_status dsi_session_fork(dsi_session *session, dsi_session **copy);
 
-/* Ends the running call on this session, or its next one, with DSI_E_CANCELLED: within one step,
- * and between two layers if no other session shares that step. The session stays usable. */
+/* Ends the running call on this session, or the next one that computes, with DSI_E_CANCELLED:
+ * within one step, and between two layers if no other session shares that step. One call is ended,
+ * the rows of a step that was given up stay queued, and the session stays usable. */
 DSI_API void dsi_session_cancel(dsi_session *session);
 
 /* From now on, calls on this session that would still compute after `seconds` (above 0) return
