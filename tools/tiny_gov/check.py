@@ -1,7 +1,8 @@
 """Checks an exported tiny-gov: golden logits, agreement with transformers, held-back accuracy.
 
 All arithmetic is f32 on the dequantised FP8 weights. Writes DIR/heldback.jsonl (1,000 records of
-the generator with a seed that training never used) and DIR/golden.safetensors:
+the generator with a seed that training never used), DIR/unseen.jsonl (ten tickets per category
+with the saying that no training text held) and DIR/golden.safetensors:
   tokens [T] int32, logits [T, vocab] f32          main head, after every token
   mtp_next [T] int32, mtp_logits [T, vocab] f32    MTP block: the token it is given, its logits
   greedy_prompt [P] int32, greedy [G] int32        a prompt and its greedy answer, end token too
@@ -23,6 +24,7 @@ from generate import prompt, render, write_corpus
 from model import EOS
 
 HELDBACK_COUNT, HELDBACK_SEED = 1000, 20261122
+UNSEEN_PER_CATEGORY, UNSEEN_SEED = 10, 20261123
 GOLDEN_TOKENS, GOLDEN_GREEDY = 192, 48
 ANSWER_LIMIT = 160
 MISTAKES_SHOWN = 6
@@ -104,8 +106,9 @@ def department(text):
         return None
 
 
-def accuracy(model, tokenizer, records):
+def accuracy(model, tokenizer, label, records):
     """Answers the records; prints the first mistakes, then the counts of every task."""
+    print(f"{label}, {len(records)} records")
     tasks = {}
     shown = 0
     for rec in records:
@@ -129,7 +132,7 @@ def accuracy(model, tokenizer, records):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("dir", help="the checkpoint folder")
-    parser.add_argument("--records", type=int, default=200, help="held-back records to answer")
+    parser.add_argument("--records", type=int, default=200, help="records to answer, of each file")
     args = parser.parse_args()
     model = load_model(args.dir)
     tokenizer = Tokenizer.from_file(f"{args.dir}/tokenizer.json")
@@ -137,7 +140,11 @@ def main():
     golden = f"{args.dir}/golden.safetensors"
     tokens, logits = write_golden(model, tokenizer, records, golden)
     compare_transformers(args.dir, tokens, logits)
-    accuracy(model, tokenizer, records[: args.records])
+    unseen = f"{args.dir}/unseen.jsonl"
+    unseen = write_corpus(unseen, UNSEEN_PER_CATEGORY, UNSEEN_SEED, "unseen")
+    accuracy(model, tokenizer, "heldback.jsonl", records[: args.records])
+    step = max(1, len(unseen) // max(1, args.records))  # some of every category
+    accuracy(model, tokenizer, "unseen.jsonl", unseen[::step][: args.records])
 
 
 if __name__ == "__main__":

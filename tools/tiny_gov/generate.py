@@ -4,7 +4,12 @@ One JSON object per line: {"task", "user", "answer", "think"}. Every record is d
 of phrases.py; nothing comes from real tickets. The same count and seed give the same bytes on every
 machine, so the order of the draws is part of the format: do not reorder them.
 
-usage: python generate.py OUT.jsonl COUNT SEED
+The sets: `plain` (the tokenizer's corpus; heldback.jsonl with a seed of its own), `training`
+(further sayings of the callers and the records of copying.py), `finishing` (the same in other
+shares, and callers' words put together anew) and `unseen` (COUNT dispatch records per category,
+each with the one saying that no training text holds).
+
+usage: python generate.py OUT.jsonl COUNT SEED [--set plain|training|finishing|unseen]
 """
 
 import argparse
@@ -12,6 +17,7 @@ import json
 import random
 from typing import NamedTuple
 
+from copying import look_up, quote, transcribe, varied_saying, wide_policy
 from phrases import (
     CATEGORIES,
     CHATS,
@@ -19,6 +25,7 @@ from phrases import (
     DISTRICTS,
     GREETINGS,
     MATERIALS,
+    MORE_SAYINGS,
     NOTICE_TOPICS,
     PLACES,
     POLICY_FACTS,
@@ -26,7 +33,13 @@ from phrases import (
     REQUESTS,
     ROADS,
     TIMES,
+    UNSEEN_SAYINGS,
 )
+
+# What callers say about every category, by set.
+PLAIN = {name: category.sayings for name, category in CATEGORIES.items()}
+TRAINING = {name: PLAIN[name] + MORE_SAYINGS[name] for name in CATEGORIES}
+UNSEEN = {name: [saying] for name, saying in UNSEEN_SAYINGS.items()}
 
 
 class Ticket(NamedTuple):
@@ -43,8 +56,11 @@ def to_json(value):
     return json.dumps(value, ensure_ascii=False)
 
 
-def draw_ticket(rng, category):
-    """A call about `category`. Every variant is built before one is chosen: a fixed draw count."""
+def draw_ticket(rng, said):
+    """A call with one of the sayings `said`.
+
+    Every variant is built before one is chosen: a fixed draw count.
+    """
     district = rng.choice(DISTRICTS)
     road = rng.choice(ROADS)
     place = rng.choice(PLACES)
@@ -56,7 +72,7 @@ def draw_ticket(rng, category):
             f"{district}{road}",
         ]
     )
-    saying = rng.choice(CATEGORIES[category].sayings)
+    saying = rng.choice(said)
     body = rng.choice(
         [
             f"{where}{rng.choice(TIMES)}{saying}，",
@@ -69,10 +85,10 @@ def draw_ticket(rng, category):
     return Ticket(text, district, where, saying)
 
 
-def dispatch(rng):
+def dispatch(rng, sayings=PLAIN, name=None):
     """Ticket -> JSON with category, department, urgency, district and summary."""
-    name = rng.choice(list(CATEGORIES))
-    ticket = draw_ticket(rng, name)
+    name = name or rng.choice(list(CATEGORIES))
+    ticket = draw_ticket(rng, sayings[name])
     category = CATEGORIES[name]
     answer = {
         "类别": name,
@@ -95,10 +111,16 @@ def dispatch(rng):
     return question + ticket.text, to_json(answer), think
 
 
-def opinion(rng):
+def varied_dispatch(rng):
+    """As dispatch, with words that may be new."""
+    name = rng.choice(list(CATEGORIES))
+    return dispatch(rng, {name: [varied_saying(rng, name)]}, name)
+
+
+def opinion(rng, sayings=PLAIN):
     """Ticket -> one sentence of instruction. The days are drawn: no input determines them."""
     name = rng.choice(list(CATEGORIES))
-    ticket = draw_ticket(rng, name)
+    ticket = draw_ticket(rng, sayings[name])
     category = CATEGORIES[name]
     days = rng.choice(DEADLINES[category.urgency])
     urgency, department = category.urgency, category.department
@@ -194,15 +216,65 @@ def chat(rng):
     return question, answer, "这是日常问候。"
 
 
-# Tasks and how often each is drawn. The function's name is the record's "task".
-TASKS = [(dispatch, 8), (opinion, 3), (policy, 5), (prereview, 3), (notice, 1), (chat, 0.2)]
+# Tasks of the two mixed sets: the record's "task", what draws it, how often.
+PLAIN_TASKS = [
+    ("dispatch", dispatch, 8),
+    ("opinion", opinion, 3),
+    ("policy", policy, 5),
+    ("prereview", prereview, 3),
+    ("notice", notice, 1),
+    ("chat", chat, 0.2),
+]
+TRAINING_TASKS = [
+    ("dispatch", lambda rng: dispatch(rng, TRAINING), 5),
+    ("opinion", lambda rng: opinion(rng, TRAINING), 1.5),
+    ("policy", policy, 5),
+    ("prereview", prereview, 1.2),
+    ("notice", notice, 0.8),
+    ("chat", chat, 0.1),
+    ("wide policy", lambda rng: wide_policy(rng, fact_value), 3),
+    ("look up", lambda rng: look_up(rng, fact_value), 2),
+    ("transcribe", transcribe, 2),
+    ("quote", quote, 0.7),
+]
+# What the finishing set changes: copying is learnt by then.
+FINISHING = {
+    "dispatch": 3,
+    "opinion": 1,
+    "policy": 2.5,
+    "prereview": 4,
+    "notice": 1,
+    "transcribe": 1,
+}
+SETS = ["plain", "training", "finishing", "unseen"]
 
 
-def record(rng):
-    """One record of the corpus."""
-    make = rng.choices([task for task, _ in TASKS], [weight for _, weight in TASKS])[0]
+def record(rng, tasks):
+    """One record of the tasks."""
+    weights = [weight for _, _, weight in tasks]
+    task, make, _ = rng.choices(tasks, weights)[0]
     user, answer, think = make(rng)
-    return {"task": make.__name__, "user": user, "answer": answer, "think": think}
+    return {"task": task, "user": user, "answer": answer, "think": think}
+
+
+def tasks_of(kind):
+    """The tasks of a set: [(task, what draws it, how often)]."""
+    if kind == "plain":
+        return PLAIN_TASKS
+    if kind == "training":
+        return TRAINING_TASKS
+    more = [("dispatch", varied_dispatch, 4)]
+    return [(task, make, FINISHING.get(task, often)) for task, make, often in TRAINING_TASKS] + more
+
+
+def unseen(rng, count):
+    """`count` dispatch records per category, each with the saying that training never used."""
+    records = []
+    for name in CATEGORIES:
+        for _ in range(count):
+            user, answer, think = dispatch(rng, UNSEEN, name)
+            records.append({"task": "dispatch", "user": user, "answer": answer, "think": think})
+    return records
 
 
 def prompt(user):
@@ -220,10 +292,13 @@ def render(rec, think):
     return head + rec["answer"] + "<｜end▁of▁sentence｜>"
 
 
-def write_corpus(path, count, seed):
-    """Writes `count` records to `path`; returns them."""
+def write_corpus(path, count, seed, kind="plain"):
+    """Writes `count` records (unseen: per category) to `path`; returns them."""
     rng = random.Random(seed)
-    records = [record(rng) for _ in range(count)]
+    if kind == "unseen":
+        records = unseen(rng, count)
+    else:
+        records = [record(rng, tasks_of(kind)) for _ in range(count)]
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.writelines(to_json(rec) + "\n" for rec in records)
     return records
@@ -234,8 +309,9 @@ def main():
     parser.add_argument("out", help="file to write, one JSON object per line")
     parser.add_argument("count", type=int, help="number of records")
     parser.add_argument("seed", type=int)
+    parser.add_argument("--set", choices=SETS, default="plain")
     args = parser.parse_args()
-    write_corpus(args.out, args.count, args.seed)
+    write_corpus(args.out, args.count, args.seed, args.set)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ SPECIAL_TOKENS = [
     "<think>",
     "</think>",
 ]
-EOS = 1  # index of the end token in SPECIAL_TOKENS
+EOS, PAD = 1, 2  # indices in SPECIAL_TOKENS
+ROW_BLOCK = 64  # see MoE
 BIAS_STEP = 0.001  # how far the router's selection bias moves in one training step
 
 
@@ -132,12 +133,14 @@ class MLA(nn.Module):
         latent, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rope], -1)
         kv = self.kv_b_proj(self.kv_a_layernorm(latent))
         kv = kv.view(B, T, self.heads, -1).transpose(1, 2)
-        q_nope, q_rope = q.float().split([self.nope, self.rope], -1)
-        k_nope, v = kv.float().split([self.nope, self.value], -1)
+        q_nope, q_rope = q.split([self.nope, self.rope], -1)
+        k_nope, v = kv.split([self.nope, self.value], -1)
         k_rope = rope(k_rope.float(), cos, sin)[:, None].expand(B, self.heads, T, self.rope)
-        q = torch.cat([q_nope, rope(q_rope, cos, sin)], -1)
-        k = torch.cat([k_nope, k_rope], -1)
+        q = torch.cat([q_nope, rope(q_rope.float(), cos, sin).to(v.dtype)], -1)
+        k = torch.cat([k_nope, k_rope.to(v.dtype)], -1)
+        v = F.pad(v, (0, q.shape[-1] - self.value))  # the fast kernel wants one size of head
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+        out = out[..., : self.value]
         return self.o_proj(out.transpose(1, 2).reshape(B, T, self.heads * self.value))
 
 
@@ -196,25 +199,24 @@ class MoE(nn.Module):
         self.experts = nn.ModuleList(MLP(size) for _ in range(CONFIG["n_routed_experts"]))
         self.shared_experts = MLP(size * CONFIG["n_shared_experts"])
 
-    def stacked(self, name):
-        """[E, n_in, n_out] of one projection of all experts."""
-        weights = [getattr(expert, name).weight for expert in self.experts]
-        return torch.stack(weights).transpose(1, 2)
-
     def forward(self, x):
-        """x [B, T, h] -> [B, T, h]: tokens sorted by expert, all experts in batched products."""
+        """x [B, T, h] -> [B, T, h]: tokens sorted by expert, one product per expert.
+
+        The rows of an expert are filled up to a multiple of ROW_BLOCK: a matrix library prepares
+        every new shape anew, and takes longer for that than for the product.
+        """
         flat = x.reshape(-1, x.shape[-1])
         ids, weights = self.gate(flat)
-        experts = len(self.experts)
         expert, order = ids.flatten().sort(stable=True)
-        load = torch.bincount(expert, minlength=experts)
-        slot = torch.arange(len(expert)) - (load.cumsum(0) - load)[expert]
+        load = torch.bincount(expert, minlength=len(self.experts))
+        room = (load + ROW_BLOCK - 1) // ROW_BLOCK * ROW_BLOCK
+        first = (room.cumsum(0) - room) - (load.cumsum(0) - load)
+        slot = torch.arange(len(expert)) + first[expert]
         token = order // ids.shape[1]
-        rows = torch.zeros(experts, int(load.max()), x.shape[-1])
-        rows = rows.index_put((expert, slot), flat.float()[token])
-        gate, up = rows @ self.stacked("gate_proj"), rows @ self.stacked("up_proj")
-        rows = (F.silu(gate) * up) @ self.stacked("down_proj")
-        routed = rows[expert, slot].float() * weights.flatten()[order, None]
+        rows = flat.new_zeros(int(room.sum()), flat.shape[1]).index_copy(0, slot, flat[token])
+        parts = zip(self.experts, rows.split(room.tolist()))
+        out = torch.cat([mlp(part) for mlp, part in parts])[slot]
+        routed = out.float() * weights.flatten()[order, None]
         return self.shared_experts(flat).float().index_add(0, token, routed).view(x.shape)
 
 
