@@ -53,6 +53,25 @@ static void report_load(void *user, uint64_t done, uint64_t total) {
     progress->fn(progress->user, DSI_STAGE_LOAD, done, total);
 }
 
+/* The token that ends an answer in the chat template ends it whatever the config files list: those
+ * of base models know only the end of a text. */
+static dsi_status add_end_of_answer(dsi_model *model, dsi_error *error) {
+    dsi_config *c = &model->config;
+    enum { MAX_EOS = sizeof c->eos_tokens / sizeof c->eos_tokens[0] };
+    if (!model->chat) return DSI_OK;
+    int32_t end = dsi_tokenizer_special(model->tokenizer, model->chat->end);
+    for (uint32_t i = 0; i < c->n_eos_tokens; i++)
+        if (c->eos_tokens[i] == end) return DSI_OK;
+    if (end < 0) return DSI_OK;
+    if (c->n_eos_tokens == MAX_EOS)
+        return dsi_fail(error, DSI_E_MODEL,
+                        "eos_token_id lists %d tokens and not %s, which ends answers in the chat "
+                        "template %s; at most %d are supported",
+                        MAX_EOS, model->chat->end, model->chat->name, MAX_EOS);
+    c->eos_tokens[c->n_eos_tokens++] = end;
+    return DSI_OK;
+}
+
 /* A folder without tokenizer.json is usable for tokens in, tokens out. */
 static dsi_status open_tokenizer(dsi_model *model, const char *dir, dsi_error *error) {
     char path[4096];
@@ -83,7 +102,7 @@ static dsi_status open_tokenizer(dsi_model *model, const char *dir, dsi_error *e
         st = dsi_sys_read_file(path, MAX_TOKENIZER_CONFIG_BYTES, &text, &n_bytes, error);
     if (st == DSI_OK) st = dsi_chat_choose(model->tokenizer, text, n_bytes, &model->chat, error);
     dsi_sys_free(text);
-    return st;
+    return st == DSI_OK ? add_end_of_answer(model, error) : st;
 }
 
 static dsi_status open_parts(dsi_model *model, const char *path, const dsi_model_options *options,

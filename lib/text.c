@@ -140,8 +140,8 @@ dsi_status dsi_chat_tokens(const dsi_model *model, const dsi_message *messages, 
     if (!tokens && capacity) return dsi_fail(error, DSI_E_ARG, "dsi_chat_tokens: tokens is NULL");
     if (!model->chat)
         return dsi_fail(error, DSI_E_UNSUPPORTED,
-                        "%s: no chat template fits its tokens; known are deepseek-v3, deepseek-r1 "
-                        "and deepseek-v3.1; build the prompt with dsi_tokenize instead",
+                        "%s: none of the chat templates fits tokenizer_config.json and the tokens; "
+                        "known are " DSI_CHAT_KNOWN "; build the prompt with dsi_tokenize instead",
                         model->checkpoint.dir);
     chat_job job = {model, {tokens, capacity, 0}, error, DSI_OK};
     st = render(&job, messages, n_messages, think);

@@ -1,214 +1,235 @@
-/* chat.c: the three chat formats of the V3 family, as code. A checkpoint's own template is a
- * program in a file from outside; it is recognised by its features and never run.
+/* chat.c: conversations as prompts, in the formats of chat.h, written as code.
  *
- *   deepseek-v3    BOS system {User question Assistant answer EOS} User question Assistant
- *   deepseek-r1    the same, then <think> and a line end: the model always thinks
- *   deepseek-v3.1  each Assistant is followed by </think>, the last one by <think> if it shall
- *                  think
+ *   marks       BOS system {User question Assistant answer EOS} User question Assistant; templates
+ *               that think go on with <think> and a line end. Nothing separates texts from marks.
+ *               System messages are gathered in front, wherever they stand: all of them, with an
+ *               empty line between, or (last_system) only the last. Reasoning of past answers, up
+ * to the last </think>, is left out. marks V3.1  the same, but each Assistant is followed by
+ * </think>, the last one by <think> if the model shall think; reasoning goes up to the first
+ * </think> words       BOS, then in their order "system\n\n", "User: question\n\n", "Assistant:
+ * answer" EOS, at last "Assistant:" chatml      each message as <|im_start|> "role\ntext"
+ * <|im_end|> "\n"; if the first is not the system's, one with the template's own system text comes
+ * before; at last <|im_start|> "assistant\n" headers     <|begin_of_text|>, then each message as
+ * <|start_header_id|> "role" <|end_header_id|>
+ *               "\n\ntext" <|eot_id|>, without white space around the text; at last the header of
+ *               an answer. With a preamble there is always a system message first, which begins
+ *               with it; the first message, if the system's, is part of that.
  *
- * BOS, User, ... stand for the added tokens below. Nothing separates texts from them. Reasoning of
- * past answers (what is before </think>) is left out. System messages are gathered in front,
- * wherever they stand, with an empty line between them. */
-#include "../base/json.h"
+ * What stands in a message is plain text, marks of tool calls and of reasoning too. Plain text of
+ * the template and of messages between two marks is tokenized as one piece, as the reference does;
+ * so it is gathered in a buffer, unless it is a single text. */
+#include "chat.h"
 #include "../base/sys.h"
-#include "text.h"
+#include "unicode_tables.h"
+#include "utf8.h"
 
 #include <deepseek/dsinfer.h>
 #include <string.h>
 
-#define BOS "<｜begin▁of▁sentence｜>"
-#define EOS "<｜end▁of▁sentence｜>"
-#define USER "<｜User｜>"
-#define ASSISTANT "<｜Assistant｜>"
-#define THINK "<think>"
-#define END_THINK "</think>"
-
-static const dsi_chat_template deepseek_v3 = {"deepseek-v3", false, false, true};
-static const dsi_chat_template deepseek_r1 = {"deepseek-r1", true, true, false};
-static const dsi_chat_template deepseek_v3_1 = {"deepseek-v3.1", false, true, true};
-
-/* ---- Choosing ------------------------------------------------------------------------------ */
-
-enum { MAX_CONFIG_NODES = 1 << 20 };
-
-static bool has_tokens(const dsi_tokenizer *tokenizer, const dsi_chat_template *chat) {
-    static const char *const always[] = {BOS, EOS, USER, ASSISTANT};
-    for (int i = 0; i < 4; i++)
-        if (dsi_tokenizer_special(tokenizer, always[i]) < 0) return false;
-    if (!chat->can_think) return true;
-    return dsi_tokenizer_special(tokenizer, THINK) >= 0 &&
-           (!chat->can_skip_thinking || dsi_tokenizer_special(tokenizer, END_THINK) >= 0);
-}
-
-static const dsi_chat_template *recognise(const char *text) {
-    if (!strstr(text, USER) || !strstr(text, ASSISTANT)) return NULL;
-    /* R1 writes the line end as a Jinja escape. V3.1 asks a variable whether to think. */
-    if (strstr(text, ASSISTANT THINK "\\n") || strstr(text, ASSISTANT THINK "\n"))
-        return &deepseek_r1;
-    if (strstr(text, "thinking") && strstr(text, THINK) && strstr(text, END_THINK))
-        return &deepseek_v3_1;
-    return &deepseek_v3;
-}
-
-/* The node of the template's text: a string, or the entry "default" of a list of named ones. */
-static uint32_t find_template(const dsi_json *json) {
-    uint32_t node = dsi_json_get(json, 0, "chat_template");
-    if (node == DSI_JSON_NONE || json->nodes[node].kind != DSI_JSON_ARRAY) return node;
-    for (uint32_t i = node + 1; i < json->nodes[node].end; i = json->nodes[i].end)
-        if (dsi_json_string_is(json, dsi_json_get(json, i, "name"), "default"))
-            return dsi_json_get(json, i, "template");
-    return node;
-}
-
-/* The template that the config names: *has_template, and *chat if it is known. What is wrong with
- * the file leaves no template; what is wrong with the machine is an error. */
-static dsi_status read_template(const char *config, size_t n_bytes, bool *has_template,
-                                const dsi_chat_template **chat, dsi_error *error) {
-    dsi_json json = {0};
-    dsi_error local = {0};
-    *has_template = true;
-    dsi_status status = dsi_json_parse(config, n_bytes, MAX_CONFIG_NODES, &json, &local);
-    if (status != DSI_OK) {
-        if (status == DSI_E_NOMEM)
-            return dsi_fail(error, status, "tokenizer_config.json: %s", local.text);
-        return DSI_OK;
-    }
-    uint32_t node = find_template(&json);
-    *has_template = node != DSI_JSON_NONE && json.nodes[node].kind != DSI_JSON_NULL;
-    if (*has_template && json.nodes[node].kind == DSI_JSON_STRING) {
-        char *text = dsi_json_string(&json, node, NULL);
-        if (text)
-            *chat = recognise(text);
-        else
-            status = dsi_fail(error, DSI_E_NOMEM, "no memory for the chat template's text");
-        dsi_sys_free(text);
-    }
-    dsi_json_free(&json);
-    return status;
-}
-
-dsi_status dsi_chat_choose(const dsi_tokenizer *tokenizer, const char *tokenizer_config_text,
-                           size_t n_bytes, const dsi_chat_template **chat, dsi_error *error) {
-    const dsi_chat_template *found = NULL;
-    bool has_template = false;
-    *chat = NULL;
-    if (tokenizer_config_text) {
-        dsi_status status =
-            read_template(tokenizer_config_text, n_bytes, &has_template, &found, error);
-        if (status != DSI_OK) return status;
-    }
-    if (!has_template)
-        found = has_tokens(tokenizer, &deepseek_v3_1) ? &deepseek_v3_1 : &deepseek_v3;
-    if (found && has_tokens(tokenizer, found)) *chat = found;
-    return DSI_OK;
-}
-
-/* ---- Rendering ----------------------------------------------------------------------------- */
+/* ---- Pieces ---------------------------------------------------------------------------------- */
 
 typedef struct renderer {
     const dsi_chat_template *chat;
     dsi_chat_sink sink;
     void *user;
-    bool stopped; /* the sink said stop */
+    bool stopped;      /* the sink said stop, or memory ran out */
+    dsi_status status; /* NOMEM */
+    dsi_error *error;
+    const char *plain; /* [n] plain text since the last mark: the caller's, or own */
+    uint64_t n;
+    char *own;
+    uint64_t capacity;
 } renderer;
 
-static void put(renderer *r, bool special, const char *text, size_t n_bytes) {
-    if (n_bytes > 0 && !r->stopped) r->stopped = !r->sink(r->user, special, text, n_bytes);
-}
-
-static void put_special(renderer *r, const char *text) { put(r, true, text, strlen(text)); }
-
-typedef struct span {
-    const char *text;
-    size_t n_bytes;
-} span;
-
-/* A past answer without its reasoning: V3.1 cuts behind the first </think>, the others behind the
- * last one. */
-static span answer_of(const renderer *r, const dsi_chat_turn *turn) {
-    span s = {turn->text, turn->n_bytes};
-    size_t n_mark = sizeof END_THINK - 1;
-    const char *mark;
-    while (s.n_bytes >= n_mark && (mark = memmem(s.text, s.n_bytes, END_THINK, n_mark)) != NULL) {
-        s.n_bytes -= (size_t)(mark - s.text) + n_mark;
-        s.text = mark + n_mark;
-        if (r->chat == &deepseek_v3_1) break;
+/* Makes room for n_more bytes behind the plain text, in a buffer of our own. */
+static bool make_room(renderer *r, uint64_t n_more) {
+    uint64_t n_all = 0, capacity = 0;
+    if (!dsi_add_ok(r->n, n_more, &n_all) || !dsi_mul_ok(n_all, 2, &capacity))
+        capacity = UINT64_MAX;
+    if (n_all > r->capacity || capacity == UINT64_MAX) {
+        char *own = dsi_sys_realloc(r->own, capacity, 1);
+        if (!own) return false;
+        if (r->plain == r->own) r->plain = own;
+        r->own = own;
+        r->capacity = capacity;
     }
-    return s;
+    if (r->plain != r->own) memcpy(r->own, r->plain, r->n);
+    r->plain = r->own;
+    return true;
 }
 
-/* V3.1 opens an answer behind a question only: one that opens the conversation has nothing between
- * the system text and itself. Empty if there is none such. */
-static span answer_behind_system(const renderer *r, const dsi_chat_turn *turns, size_t n_turns) {
-    size_t i = 0, n_system = 0;
-    for (size_t k = 0; k < n_turns; k++) n_system += turns[k].role == DSI_ROLE_SYSTEM;
-    while (i < n_turns && turns[i].role == DSI_ROLE_SYSTEM) i++;
-    bool bare = r->chat == &deepseek_v3_1 && n_system > 0 && i < n_turns &&
-                turns[i].role == DSI_ROLE_ASSISTANT;
-    return bare ? answer_of(r, &turns[i]) : (span){0};
+static void put(renderer *r, const char *text, size_t n_bytes) {
+    if (r->stopped || n_bytes == 0) return;
+    if (r->n == 0) { /* may stay the only one */
+        r->plain = text;
+        r->n = n_bytes;
+    } else if (make_room(r, n_bytes)) {
+        memcpy(r->own + r->n, text, n_bytes);
+        r->n += n_bytes;
+    } else {
+        r->stopped = true;
+        r->status = dsi_fail(r->error, DSI_E_NOMEM,
+                             "no memory to join %llu and %zu bytes of a conversation",
+                             (unsigned long long)r->n, n_bytes);
+    }
 }
 
-/* All system texts, and what stands right behind them, as one piece: two neighbours would be
- * tokenized apart. */
-static dsi_status put_system(renderer *r, const dsi_chat_turn *turns, size_t n_turns, span behind,
-                             dsi_error *error) {
-    static const char separator[] = "\n\n";
-    enum { N_SEPARATOR = sizeof separator - 1 };
-    uint64_t n_bytes = behind.n_bytes;
+static void put_text(renderer *r, const char *text) { put(r, text, strlen(text)); }
+
+static void flush(renderer *r) {
+    if (r->n > 0 && !r->stopped) r->stopped = !r->sink(r->user, false, r->plain, r->n);
+    r->n = 0;
+}
+
+static void put_mark(renderer *r, const char *mark) {
+    flush(r);
+    if (!r->stopped) r->stopped = !r->sink(r->user, true, mark, strlen(mark));
+}
+
+static void put_turn(renderer *r, const dsi_chat_turn *turn) { put(r, turn->text, turn->n_bytes); }
+
+/* ---- Marks ----------------------------------------------------------------------------------- */
+
+static void put_system(renderer *r, const dsi_chat_turn *turns, size_t n_turns) {
     size_t n_system = 0, last = 0;
     for (size_t i = 0; i < n_turns; i++) {
         if (turns[i].role != DSI_ROLE_SYSTEM) continue;
-        if (!dsi_add_ok(n_bytes, turns[i].n_bytes, &n_bytes) ||
-            !dsi_add_ok(n_bytes, N_SEPARATOR, &n_bytes))
-            return dsi_fail(error, DSI_E_ARG, "the system messages are longer than memory");
-        n_system++;
         last = i;
+        if (r->chat->last_system) continue;
+        if (n_system++ > 0) put_text(r, "\n\n");
+        put_turn(r, &turns[i]);
     }
-    if (n_system == 0) return DSI_OK;
-    if (n_system == 1 && behind.n_bytes == 0) {
-        put(r, false, turns[last].text, turns[last].n_bytes);
-        return DSI_OK;
-    }
-    char *joined = dsi_sys_calloc(n_bytes, 1);
-    if (!joined)
-        return dsi_fail(error, DSI_E_NOMEM, "no memory to join %zu system messages of %llu bytes",
-                        n_system, (unsigned long long)n_bytes);
-    size_t at = 0;
-    for (size_t i = 0; i <= last; i++) {
-        if (turns[i].role != DSI_ROLE_SYSTEM) continue;
-        if (turns[i].n_bytes > 0) memcpy(joined + at, turns[i].text, turns[i].n_bytes);
-        at += turns[i].n_bytes;
-        if (i == last) break;
-        memcpy(joined + at, separator, N_SEPARATOR);
-        at += N_SEPARATOR;
-    }
-    if (behind.n_bytes > 0) memcpy(joined + at, behind.text, behind.n_bytes);
-    put(r, false, joined, at + behind.n_bytes);
-    dsi_sys_free(joined);
-    return DSI_OK;
+    if (r->chat->last_system && turns[last].role == DSI_ROLE_SYSTEM) put_turn(r, &turns[last]);
 }
 
-/* first_answer: of the first turn that is no system text, whether it still has to be written. */
-static void put_turns(renderer *r, const dsi_chat_turn *turns, size_t n_turns, bool first_answer) {
-    bool is_v3_1 = r->chat == &deepseek_v3_1;
+/* A past answer without its reasoning. */
+static void put_answer(renderer *r, const dsi_chat_turn *turn, bool first_only) {
+    const char *text = turn->text;
+    size_t n_bytes = turn->n_bytes, n_mark = sizeof DSI_CHAT_END_THINK - 1;
+    const char *mark;
+    while (n_bytes >= n_mark &&
+           (mark = memmem(text, n_bytes, DSI_CHAT_END_THINK, n_mark)) != NULL) {
+        n_bytes -= (size_t)(mark - text) + n_mark;
+        text = mark + n_mark;
+        if (first_only) break;
+    }
+    put(r, text, n_bytes);
+}
+
+static void render_marks(renderer *r, const dsi_chat_turn *turns, size_t n_turns, bool thinks) {
+    bool is_v3_1 = r->chat->form == DSI_CHAT_MARKS_V3_1;
     bool after_user = false;
+    put_mark(r, DSI_CHAT_BOS);
+    put_system(r, turns, n_turns);
     for (size_t i = 0; i < n_turns; i++) {
         if (turns[i].role == DSI_ROLE_USER) {
-            put_special(r, USER);
-            put(r, false, turns[i].text, turns[i].n_bytes);
+            put_mark(r, DSI_CHAT_USER);
+            put_turn(r, &turns[i]);
             after_user = true;
         } else if (turns[i].role == DSI_ROLE_ASSISTANT) {
             /* V3.1 opens an answer behind a question only, not behind another answer. */
-            if (!is_v3_1 || after_user) put_special(r, ASSISTANT);
-            if (is_v3_1 && after_user) put_special(r, END_THINK);
-            span answer = answer_of(r, &turns[i]);
-            if (first_answer) put(r, false, answer.text, answer.n_bytes);
-            first_answer = true;
-            put_special(r, EOS);
+            if (!is_v3_1 || after_user) put_mark(r, DSI_CHAT_ASSISTANT);
+            if (is_v3_1 && after_user) put_mark(r, DSI_CHAT_END_THINK);
+            put_answer(r, &turns[i], is_v3_1);
+            put_mark(r, DSI_CHAT_EOS);
             after_user = false;
         }
     }
+    put_mark(r, DSI_CHAT_ASSISTANT);
+    if (thinks) put_mark(r, DSI_CHAT_THINK);
+    if (thinks && !is_v3_1) put_text(r, "\n");
+    if (!thinks && is_v3_1) put_mark(r, DSI_CHAT_END_THINK);
 }
+
+/* ---- Words, ChatML, headers ------------------------------------------------------------------ */
+
+static const char *role_name(uint32_t role) {
+    static const char *const names[] = {"system", "user", "assistant"};
+    return names[role];
+}
+
+static void render_words(renderer *r, const dsi_chat_turn *turns, size_t n_turns) {
+    put_mark(r, DSI_CHAT_BOS);
+    for (size_t i = 0; i < n_turns; i++) {
+        if (turns[i].role == DSI_ROLE_USER) put_text(r, "User: ");
+        if (turns[i].role == DSI_ROLE_ASSISTANT) put_text(r, "Assistant: ");
+        put_turn(r, &turns[i]);
+        if (turns[i].role == DSI_ROLE_ASSISTANT)
+            put_mark(r, DSI_CHAT_EOS);
+        else
+            put_text(r, "\n\n");
+    }
+    put_text(r, "Assistant:");
+}
+
+static void put_chatml(renderer *r, uint32_t role, const char *text, size_t n_bytes) {
+    put_mark(r, DSI_CHAT_IM_START);
+    put_text(r, role_name(role));
+    put_text(r, "\n");
+    put(r, text, n_bytes);
+    put_mark(r, DSI_CHAT_IM_END);
+    put_text(r, "\n");
+}
+
+static void render_chatml(renderer *r, const dsi_chat_turn *turns, size_t n_turns) {
+    if (turns[0].role != DSI_ROLE_SYSTEM)
+        put_chatml(r, DSI_ROLE_SYSTEM, r->chat->preamble, strlen(r->chat->preamble));
+    for (size_t i = 0; i < n_turns; i++)
+        put_chatml(r, turns[i].role, turns[i].text, turns[i].n_bytes);
+    put_mark(r, DSI_CHAT_IM_START);
+    put_text(r, "assistant\n");
+}
+
+/* What Python's str.strip() takes away: White_Space, and four separators of ASCII. */
+static bool is_stripped(const dsi_utf8_step *step) {
+    uint32_t c = step->code_point;
+    return step->kind == DSI_UTF8_CHARACTER &&
+           ((dsi_unicode_lookup(c) & DSI_CAT_SPACE) || (c >= 0x1C && c <= 0x1F));
+}
+
+static void put_stripped(renderer *r, const dsi_chat_turn *turn) {
+    const uint8_t *text = (const uint8_t *)turn->text;
+    size_t begin = 0, end = turn->n_bytes;
+    while (begin < end) {
+        dsi_utf8_step step = dsi_utf8_next(text + begin, end - begin);
+        if (!is_stripped(&step)) break;
+        begin += step.n_bytes;
+    }
+    while (begin < end) {
+        size_t at = end - 1;
+        while (at > begin && end - at < 4 && (text[at] & 0xC0) == 0x80) at--;
+        dsi_utf8_step step = dsi_utf8_next(text + at, end - at);
+        if (!is_stripped(&step) || at + step.n_bytes != end) break;
+        end = at;
+    }
+    put(r, turn->text + begin, end - begin);
+}
+
+static void put_header(renderer *r, uint32_t role) {
+    put_mark(r, DSI_CHAT_START_HEADER);
+    put_text(r, role_name(role));
+    put_mark(r, DSI_CHAT_END_HEADER);
+    put_text(r, "\n\n");
+}
+
+static void render_headers(renderer *r, const dsi_chat_turn *turns, size_t n_turns) {
+    size_t i = 0;
+    put_mark(r, DSI_CHAT_BEGIN_OF_TEXT);
+    if (r->chat->preamble) {
+        put_header(r, DSI_ROLE_SYSTEM);
+        put_text(r, r->chat->preamble);
+        if (turns[0].role == DSI_ROLE_SYSTEM) put_stripped(r, &turns[i++]);
+        put_mark(r, DSI_CHAT_EOT);
+    }
+    for (; i < n_turns; i++) {
+        put_header(r, turns[i].role);
+        put_stripped(r, &turns[i]);
+        put_mark(r, DSI_CHAT_EOT);
+    }
+    put_header(r, DSI_ROLE_ASSISTANT);
+}
+
+/* ---- A conversation -------------------------------------------------------------------------- */
 
 static dsi_status check_turns(const dsi_chat_turn *turns, size_t n_turns, dsi_error *error) {
     uint32_t last = DSI_ROLE_SYSTEM;
@@ -257,15 +278,21 @@ dsi_status dsi_chat_render(const dsi_chat_template *chat, const dsi_chat_turn *t
     dsi_status status = check_turns(turns, n_turns, error);
     if (status == DSI_OK) status = check_think(chat, think, &thinks, error);
     if (status != DSI_OK) return status;
-    renderer r = {.chat = chat, .sink = sink, .user = user};
-    put_special(&r, BOS);
-    span behind = answer_behind_system(&r, turns, n_turns);
-    status = put_system(&r, turns, n_turns, behind, error);
-    if (status != DSI_OK) return status;
-    put_turns(&r, turns, n_turns, behind.n_bytes == 0);
-    put_special(&r, ASSISTANT);
-    if (thinks) put_special(&r, THINK);
-    if (thinks && chat == &deepseek_r1) put(&r, false, "\n", 1);
-    if (!thinks && chat == &deepseek_v3_1) put_special(&r, END_THINK);
-    return DSI_OK;
+    renderer r = {.chat = chat, .sink = sink, .user = user, .error = error};
+    switch (chat->form) {
+    case DSI_CHAT_WORDS:
+        render_words(&r, turns, n_turns);
+        break;
+    case DSI_CHAT_CHATML:
+        render_chatml(&r, turns, n_turns);
+        break;
+    case DSI_CHAT_HEADERS:
+        render_headers(&r, turns, n_turns);
+        break;
+    default:
+        render_marks(&r, turns, n_turns, thinks);
+    }
+    flush(&r);
+    dsi_sys_free(r.own);
+    return r.status;
 }

@@ -7,12 +7,20 @@
 
 /* ---- Tokenizer: byte-level BPE of tokenizer.json ------------------------------------------- */
 typedef struct dsi_tokenizer dsi_tokenizer;
+/* Families: what cuts a text into pieces before BPE. */
+typedef enum dsi_pretok {
+    DSI_PRETOK_DEEPSEEK_V3,
+    DSI_PRETOK_DEEPSEEK_V2, /* and DeepSeek LLM */
+    DSI_PRETOK_QWEN2,
+    DSI_PRETOK_LLAMA3
+} dsi_pretok;
 
 /* path: a tokenizer.json. Refuses (by name) a model other than BPE, and what no known family has
  * (tokenizer_rules.c). Immutable afterwards: any number of threads may use it. */
 dsi_status dsi_tokenizer_open(const char *path, dsi_tokenizer **tokenizer, dsi_error *error);
 void dsi_tokenizer_free(dsi_tokenizer *tokenizer);
 uint32_t dsi_tokenizer_n_tokens(const dsi_tokenizer *tokenizer); /* largest id + 1 */
+dsi_pretok dsi_tokenizer_pretok(const dsi_tokenizer *tokenizer);
 
 /* Receives ids in order; return false to stop. */
 typedef bool (*dsi_token_sink)(void *user, const int32_t *tokens, size_t n_tokens);
@@ -101,12 +109,6 @@ void dsi_answer_text_finish(dsi_answer_text *answer);
 
 /* ---- Pre-tokenizers (pretok.c, pretok_v2.c): hand-written, linear, no recursion ----------------
  * Each does what the patterns of its family's tokenizer.json do, applied in order. */
-typedef enum dsi_pretok {
-    DSI_PRETOK_DEEPSEEK_V3,
-    DSI_PRETOK_DEEPSEEK_V2, /* and DeepSeek LLM */
-    DSI_PRETOK_QWEN2,
-    DSI_PRETOK_LLAMA3
-} dsi_pretok;
 /* Returns the end of the piece that starts at `begin`, which is 0 or the end of a piece
  * (begin < n_bytes). *saw_end (may be NULL): whether more text behind could change that. */
 size_t dsi_pretok_next(dsi_pretok pretok, const char *text, size_t n_bytes, size_t begin,
@@ -123,17 +125,24 @@ enum {
 };
 uint32_t dsi_unicode_category(uint32_t code_point);
 
-/* ---- Chat templates (chat.c) ------------------------------------------------------------------
- */
+/* ---- Chat templates (chat_templates.c, chat.c) ----------------------------------------------- */
 typedef struct dsi_chat_turn {
     uint32_t role; /* DSI_ROLE_* of dsinfer.h */
     const char *text;
     size_t n_bytes;
 } dsi_chat_turn;
+/* The names, for messages. */
+#define DSI_CHAT_KNOWN                                                                             \
+    "deepseek-v2, deepseek-v3, deepseek-v3.1, deepseek-r1, deepseek-r1-distill, qwen1.5, qwen2, "  \
+    "qwen2.5, llama-3 and llama-3.1"
 typedef struct dsi_chat_template {
-    const char *name;    /* "deepseek-v3", "deepseek-r1", "deepseek-v3.1" */
+    const char *name;
+    const char *end;     /* the added token that ends an answer */
     bool thinks_default; /* what DSI_THINK_AUTO means */
     bool can_think, can_skip_thinking;
+    bool last_system;     /* of several system messages only the last one counts */
+    const char *preamble; /* text of the template before or instead of a system message, or NULL */
+    uint32_t form;        /* how the messages are put together: chat.h */
 } dsi_chat_template;
 /* Chosen from the checkpoint folder: its tokenizer_config.json's chat_template is recognised by its
  * features (never run), else the tokens present decide. *chat is NULL if none fits, which is no
@@ -143,7 +152,8 @@ dsi_status dsi_chat_choose(const dsi_tokenizer *tokenizer, const char *tokenizer
 /* Pieces of the prompt in order: special pieces are added tokens by their text, plain pieces are
  * user text to encode without specials; no two plain pieces are neighbours. sink returns false to
  * stop, which is no error (DSI_OK). Errors: ARG (role order, thinking on/off the template cannot
- * do), NOMEM (several system messages are joined in a buffer). `chat` is of dsi_chat_choose. */
+ * do), NOMEM (plain texts that follow each other are joined in a buffer). `chat` is of
+ * dsi_chat_choose. */
 typedef bool (*dsi_chat_sink)(void *user, bool special, const char *text, size_t n_bytes);
 dsi_status dsi_chat_render(const dsi_chat_template *chat, const dsi_chat_turn *turns,
                            size_t n_turns, uint32_t think, dsi_chat_sink sink, void *user,

@@ -211,6 +211,8 @@ dsi_status dsi_tokenizer_encode(const dsi_tokenizer *tokenizer, const char *text
 
 uint32_t dsi_tokenizer_n_tokens(const dsi_tokenizer *tokenizer) { return tokenizer->n_tokens; }
 
+dsi_pretok dsi_tokenizer_pretok(const dsi_tokenizer *tokenizer) { return tokenizer->pretok; }
+
 const char *dsi_tokenizer_bytes(const dsi_tokenizer *tokenizer, int32_t token, size_t *n_bytes) {
     *n_bytes = 0;
     if (token < 0 || (uint32_t)token >= tokenizer->n_tokens) return "";
