@@ -204,7 +204,7 @@ static int loop(chat *c) {
 static int open_all(chat *c) {
     dsi_engine_options engine_options;
     int code = cli_open_model(&c->options, &c->model, &c->info);
-    if (code == CLI_OK) code = cli_need_template(&c->options, &c->info);
+    if (code == CLI_OK) code = cli_need_template(&c->options, c->model, &c->info);
     if (code != CLI_OK) return code;
     cli_engine_options(&c->options, &c->info, 0, &engine_options);
     c->context = engine_options.max_context;

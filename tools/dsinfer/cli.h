@@ -209,7 +209,8 @@ int cli_status_exit(dsi_status status);
 int cli_need_model(const cli_options *options);
 int cli_open_model(const cli_options *options, dsi_model **model, dsi_model_info *info);
 /* A tokenizer and a chat template are there, or the mistake is explained. */
-int cli_need_template(const cli_options *options, const dsi_model_info *info);
+int cli_need_template(const cli_options *options, const dsi_model *model,
+                      const dsi_model_info *info);
 /* need_context: tokens this command must hold; 0: as the option or the default says. */
 void cli_engine_options(const cli_options *options, const dsi_model_info *info,
                         uint32_t need_context, dsi_engine_options *engine);

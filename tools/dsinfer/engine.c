@@ -184,12 +184,18 @@ int cli_open_model(const cli_options *options, dsi_model **model, dsi_model_info
     return code;
 }
 
-int cli_need_template(const cli_options *options, const dsi_model_info *info) {
+int cli_need_template(const cli_options *options, const dsi_model *model,
+                      const dsi_model_info *info) {
     if (info->has_tokenizer && *info->chat_template != 0) return CLI_OK;
-    cli_error(cli_tr("%s: %s, so there is no way to write a prompt", "%s：%s，无法构造提示"),
-              cli_show(options->model).text,
-              info->has_tokenizer ? cli_tr("no chat template fits", "没有适用的对话模板")
-                                  : cli_tr("no tokenizer.json", "没有 tokenizer.json"));
+    const dsi_message probe = {sizeof probe, DSI_ROLE_USER, "", 0};
+    size_t n_tokens = 0;
+    if (dsi_chat_tokens(model, &probe, 1, DSI_THINK_AUTO, NULL, 0, &n_tokens) ==
+        DSI_E_UNSUPPORTED) /* the library knows what it saw and what it knows */
+        cli_error(cli_tr("no way to write a prompt: %s", "无法构造提示：%s"), dsi_last_error(NULL));
+    else
+        cli_error(cli_tr("%s: no tokenizer.json, so there is no way to write a prompt",
+                         "%s：没有 tokenizer.json，无法构造提示"),
+                  cli_show(options->model).text);
     cli_hint(cli_tr("copy tokenizer.json and tokenizer_config.json from the model's source",
                     "请从模型来源补上 tokenizer.json 与 tokenizer_config.json"));
     return CLI_BAD_FILE;

@@ -89,7 +89,7 @@ static int answer(run_state *state) {
     dsi_engine *engine = NULL;
     dsi_engine_options engine_options;
     cli_engine_options(options, &info, 0, &engine_options);
-    code = cli_need_template(options, &info);
+    code = cli_need_template(options, model, &info);
     if (code == CLI_OK) code = cli_open_engine(model, &engine_options, &engine);
     state->load_seconds = dsi_sys_seconds() - start;
     state->answer.options = options;
