@@ -7,8 +7,6 @@
 .DEFAULT_GOAL := all
 .SUFFIXES:
 .DELETE_ON_ERROR:
-# Keep every object: make would remove those that only a chain of patterns asks for.
-.SECONDARY:
 
 # ---- Tools ---------------------------------------------------------------------------------
 ifeq ($(origin CC),default)
@@ -236,7 +234,8 @@ $(fuzz_targets): $(BUILD)/%: $(BUILD)/obj/%.o $(static_lib)
 	@mkdir -p $(@D)
 	$(Q)$(call link,$<) -fsanitize=fuzzer
 
-$(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(static_lib)
+# Objects are named one by one: make removes those that only a chain of patterns asks for.
+$(patsubst %.c,$(BUILD)/%,$(test_src)): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(static_lib)
 	$(step) LD $@
 	@mkdir -p $(@D)
 	$(Q)$(call link,$(filter %.o,$^)) -Wl,--as-needed -lcmocka -lpcre2-8
