@@ -109,9 +109,9 @@ fuzz_targets := $(patsubst %.c,$(BUILD)/%,$(fuzz_src))
 libraries := $(static_lib) $(if $(SANITIZE),,$(shared_lib))
 
 # ---- Targets -------------------------------------------------------------------------------
-.PHONY: all run test check-asan check-clang check-kernels check-long torture fuzz install \
-        uninstall format clean help run-now test-now asan-now long-now torture-now fuzz-now \
-        tests compiler
+.PHONY: all run test check-asan check-clang check-kernels check-long check-tsan check-valgrind \
+        torture fuzz install uninstall format clean help run-now test-now asan-now long-now \
+        torture-now fuzz-now tsan-now valgrind-now tests compiler
 
 all: $(libraries) $(programs) $(examples) $(pages) ## library, programs, examples, pages | 库、程序、示例
 
@@ -149,15 +149,42 @@ check-kernels: $(BUILD)/check_kernels ## every kernel against its reference, wit
 
 # 40,000 randomly damaged checkpoints, 14,000 wrong by construction, 1,200 with damaged numbers (in
 # `make test` 400, 1,400 and 120), plain and under the sanitizers.
-check-long: ## many more damaged checkpoints, under sanitizers too | 更多损坏检查点用例，含内存检查
+check-long: ## many more damaged checkpoints, sanitizers, valgrind | 更多损坏用例、线程与内存检查
 	@CC='$(CC)' sh tools/setup.sh test
 	@$(MAKE) long-now
 	@$(MAKE) long-now BUILD=$(BUILD)/asan SANITIZE=address,undefined
+	@$(MAKE) check-tsan
+	@$(MAKE) check-valgrind
 
 long-now: tests
 	$(BUILD)/tests/test_mutations 40000
 	BUILD=$(BUILD) $(BUILD)/tests/test_structure 14000
 	BUILD=$(BUILD) $(BUILD)/tests/test_bitflips 1200
+
+# What runs on several threads, and 2,000 schedules of it (in `make test` 200).
+thread_tests := base cancel session stream stream_end memory
+check-tsan: ## what runs on several threads, under the thread sanitizer | 线程检查
+	@CC='$(CC)' sh tools/setup.sh test
+	@$(MAKE) tsan-now BUILD=$(BUILD)/tsan SANITIZE=thread
+
+tsan-now: $(BUILD)/tests/test_schedules $(thread_tests:%=$(BUILD)/tests/test_%)
+	@BUILD=$(BUILD) DSI_TEST_SECONDS=3600 sh tests/run.sh $(thread_tests:%=$(BUILD)/tests/test_%)
+	$(BUILD)/tests/test_schedules 2000
+
+# The small set, in a build of its own whose tests know that they are slow. The emulated CPU of
+# valgrind has no AVX-512, so the AVX2 kernels are chosen.
+valgrind_tests := base json config weights model session schedules
+valgrind := valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite,indirect
+check-valgrind: ## the small set of tests under valgrind | 用 valgrind 检查一小组测试
+	@command -v valgrind >/dev/null 2>&1 || { \
+	    echo "make check-valgrind needs valgrind: apt-get or dnf install -y valgrind" >&2; exit 3; }
+	@CC='$(CC)' sh tools/setup.sh test
+	@$(MAKE) valgrind-now BUILD=$(BUILD)/valgrind CFLAGS='$(CFLAGS) -DDSI_VALGRIND'
+
+valgrind-now: $(valgrind_tests:%=$(BUILD)/tests/test_%)
+	$(Q)set -e; for name in $(filter-out schedules,$(valgrind_tests)); do \
+	    echo "valgrind test_$$name"; $(valgrind) $(BUILD)/tests/test_$$name; done
+	$(valgrind) $(BUILD)/tests/test_schedules 10
 
 # Needs no sanitizer to judge, but with them it sees what a scenario does not show.
 torture: ## every call of the system fails in turn, in every scenario | 让每个系统调用逐一失败

@@ -13,7 +13,7 @@
 #include <cmocka.h>
 
 /* Sanitizers slow the steps down twenty times; they look at memory, not at hashes. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(DSI_VALGRIND)
 enum { SLOW_BUILD = 1 };
 #else
 enum { SLOW_BUILD = 0 };

@@ -21,6 +21,9 @@
 #define LLVMFuzzerTestOneInput fuzz_chat
 #include "fuzz/fuzz_chat.c"
 #undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_snapshot
+#include "fuzz/fuzz_snapshot.c"
+#undef LLVMFuzzerTestOneInput
 
 typedef int (*fuzz_fn)(const uint8_t *data, size_t n);
 static const struct {
@@ -28,7 +31,8 @@ static const struct {
     fuzz_fn run;
 } targets[] = {{"fuzz_safetensors", fuzz_safetensors}, {"fuzz_index", fuzz_index},
                {"fuzz_config", fuzz_config},           {"fuzz_tokenizer_json", fuzz_tokenizer_json},
-               {"fuzz_encode", fuzz_encode},           {"fuzz_chat", fuzz_chat}};
+               {"fuzz_encode", fuzz_encode},           {"fuzz_chat", fuzz_chat},
+               {"fuzz_snapshot", fuzz_snapshot}};
 
 /* Each input as it is, and with some changes of single bytes: a bug beside a known one. */
 static uint32_t run_inputs(fuzz_fn run, const char *folder) {

@@ -385,7 +385,7 @@ static void make_hollow(const char *flags, char snapshot[4096]) {
     assert_int_equal(pclose(out), 0);
 }
 
-#ifdef __SANITIZE_ADDRESS__
+#if defined(__SANITIZE_ADDRESS__) || defined(DSI_VALGRIND)
 #define OPEN_SECONDS 20.0
 #else
 #define OPEN_SECONDS 2.0

@@ -3,7 +3,7 @@
  * in every allowed order. Run under ThreadSanitizer by `make check-tsan`.
  *
  *   test_schedules [SCHEDULES [FIRST]]   default 200 from number 0, `make check-tsan` 2,000; a
- *                                        number always makes the same calls on each thread */
+ *                                        number always draws the same calls on each thread */
 #include "../lib/base/pool.h"
 #include "session_tools.h"
 #include <stdatomic.h>
