@@ -173,8 +173,9 @@ static header undress(void *block) {
 /* count * size with the front, in whole multiples of `grain`; false if that is no possible size. */
 static bool block_bytes(uint64_t count, uint64_t size, uint64_t n_front, uint64_t grain,
                         uint64_t *n_bytes) {
-    if (!dsi_mul_ok(count, size, n_bytes) || !dsi_add_ok(*n_bytes, n_front + grain - 1, n_bytes))
-        return false;
+    if (!dsi_mul_ok(count, size, n_bytes)) return false;
+    if (*n_bytes == 0) *n_bytes = 1; /* leak checkers do not count a pointer behind its block */
+    if (!dsi_add_ok(*n_bytes, n_front + grain - 1, n_bytes)) return false;
     *n_bytes -= *n_bytes % grain;
     return *n_bytes <= PTRDIFF_MAX;
 }
