@@ -290,8 +290,8 @@ dsi_status dsi_forward(dsi_engine *e, dsi_forward_mode mode, uint64_t *workspace
 dsi_status dsi_forward_head(dsi_engine *e, dsi_forward_mode mode, uint32_t first, uint32_t n,
                             float *logits, uint64_t *workspace) {
     walk w = start(e, mode, e->options.chunk_tokens, n);
-    w.head_rows = e->rows.head_rows + first;
-    send(&w, &w.t.head_rows, e->rows.head_rows + first, n * sizeof *e->rows.head_rows);
+    if (mode == DSI_FORWARD_RUN) w.head_rows = e->rows.head_rows + first; /* a plan has no rows */
+    send(&w, &w.t.head_rows, w.head_rows, n * sizeof *e->rows.head_rows);
     submit(&w, DSI_OP_GATHER_ROWS, (const dsi_tensor *[]){&w.t.hidden, &w.t.head_rows}, 2,
            (dsi_tensor *[]){&w.t.head_hidden}, 1, NULL);
     rms_norm(&w, "norm", &w.t.head_hidden, &e->placed.norm, &w.t.head_normed);
