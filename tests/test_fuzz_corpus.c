@@ -1,8 +1,5 @@
 /* test_fuzz_corpus.c: every input of tests/fuzz/corpus through its fuzz target, without a fuzzer.
  * The targets are included, each with a name of its own instead of libFuzzer's. */
-#include "damage.h"
-#include <dirent.h>
-
 #define LLVMFuzzerTestOneInput fuzz_safetensors
 #include "fuzz/fuzz_safetensors.c"
 #undef LLVMFuzzerTestOneInput
@@ -24,6 +21,9 @@
 #define LLVMFuzzerTestOneInput fuzz_snapshot
 #include "fuzz/fuzz_snapshot.c"
 #undef LLVMFuzzerTestOneInput
+
+#include "damage.h"
+#include <dirent.h>
 
 typedef int (*fuzz_fn)(const uint8_t *data, size_t n);
 static const struct {

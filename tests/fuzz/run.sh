@@ -30,7 +30,7 @@ for target; do
         -print_final_stats=1 -artifact_prefix="$build/found/$name-" $dict \
         "$corpus" "tests/fuzz/corpus/$name" >"$log" 2>&1
     code=$?
-    runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+    runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log" | tail -n 1)
     edges=$(sed -n 's/.* cov: \([0-9]*\) .*/\1/p' "$log" | tail -n 1)
     printf '%-20s %9s executions, %5s edges, %4s inputs kept%s\n' "$name" "${runs:-?}" \
         "${edges:-?}" "$(find "$corpus" -type f | wc -l)" "$([ $code = 0 ] || echo ', FAILED')"

@@ -6,7 +6,15 @@
 #include "fuzz.h"
 
 static inline const dsi_tokenizer *fuzz_tokenizer(uint32_t which) {
-    static const char *const paths[] = {"examples/models/tiny-gov/tokenizer.json"};
+#define FAMILY(name) "tests/data/tokenizer/" name "/tokenizer.json"
+    static const char *const paths[] = {"examples/models/tiny-gov/tokenizer.json",
+                                        FAMILY("deepseek-llm"),
+                                        FAMILY("deepseek-v2"),
+                                        FAMILY("llama-3"),
+                                        FAMILY("qwen2"),
+                                        FAMILY("r1-distill-llama"),
+                                        FAMILY("r1-distill-qwen")};
+#undef FAMILY
     enum { N_PATHS = sizeof paths / sizeof *paths };
     static dsi_tokenizer *tokenizers[N_PATHS];
     dsi_tokenizer **t = &tokenizers[which % N_PATHS];
