@@ -174,7 +174,8 @@ tsan-now: $(BUILD)/tests/test_schedules $(thread_tests:%=$(BUILD)/tests/test_%)
 # The small set, in a build of its own whose tests know that they are slow. The emulated CPU of
 # valgrind has no AVX-512, so the AVX2 kernels are chosen.
 valgrind_tests := base json config weights model session schedules
-valgrind := valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite,indirect
+valgrind := valgrind -q --error-exitcode=9 --leak-check=full \
+            --errors-for-leak-kinds=definite,indirect
 check-valgrind: ## the small set of tests under valgrind | 用 valgrind 检查一小组测试
 	@command -v valgrind >/dev/null 2>&1 || { \
 	    echo "make check-valgrind needs valgrind: apt-get or dnf install -y valgrind" >&2; exit 3; }
