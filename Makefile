@@ -45,6 +45,7 @@ libs := -lm -lpthread
 isa_avx2 := -mavx2 -mfma -mf16c
 isa_avx512 := $(isa_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
 isa_avx512bf16 := $(isa_avx512) -mavx512vbmi -mavx512bf16
+isa_avx512vnni := $(isa_avx512) -mavx512vnni
 # kernels/matmul/fp8_avx512.c -> $(isa_avx512)
 isa_flags = $(isa_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
 
@@ -70,10 +71,12 @@ install_sh = @BUILD='$(BUILD)' DESTDIR='$(DESTDIR)' prefix='$(prefix)' bindir='$
     sh tools/install.sh
 
 # ---- Sources -------------------------------------------------------------------------------
-x86_kernels := %_avx2.c %_avx512.c %_avx512bf16.c
+x86_kernels := %_avx2.c %_avx512.c %_avx512bf16.c %_avx512vnni.c
 kernel_src := $(wildcard kernels/*.c kernels/*/*.c)
+bench_src := $(wildcard bench/*.c)
 ifneq ($(ARCH),x86_64)
 kernel_src := $(filter-out $(x86_kernels),$(kernel_src))
+bench_src := $(filter-out $(x86_kernels),$(bench_src))
 endif
 # The kernels take longest to compile and come first.
 lib_src := $(kernel_src) \
@@ -94,12 +97,13 @@ object = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 lib_obj := $(call object,$(lib_src))
 dsinfer_obj := $(call object,$(dsinfer_src))
 torture_obj := $(call object,$(torture_src))
+bench_obj := $(call object,$(bench_src))
 check_obj := $(call object,$(check_src)) $(patsubst %.c,$(BUILD)/obj/double/%.o,$(double_src))
 
 static_lib := $(BUILD)/libdsinfer.a
 shared_lib := $(BUILD)/libdsinfer.so
 soname := libdsinfer.so.0
-programs := $(if $(dsinfer_src),$(BUILD)/dsinfer) $(patsubst tools/%.c,$(BUILD)/%,$(tool_src))
+programs := $(BUILD)/dsinfer $(BUILD)/dsi-bench $(patsubst tools/%.c,$(BUILD)/%,$(tool_src))
 examples := $(patsubst %.c,$(BUILD)/%,$(example_src))
 tests := $(patsubst %.c,$(BUILD)/%,$(test_src)) $(if $(check_src),$(BUILD)/check_kernels)
 # Man pages and completion, written by the command itself (tools/dsinfer/pages.sh).
@@ -250,7 +254,11 @@ $(pages): $(BUILD)/dsinfer tools/dsinfer/pages.sh
 	$(step) PAGES "$(BUILD)/man $(BUILD)/completion"
 	$(Q)sh tools/dsinfer/pages.sh $(BUILD)
 
-$(filter-out $(BUILD)/dsinfer,$(programs)): $(BUILD)/%: $(BUILD)/obj/tools/%.o $(static_lib)
+$(BUILD)/dsi-bench: $(bench_obj) $(static_lib)
+	$(step) LD $@
+	$(Q)$(call link,$(bench_obj))
+
+$(patsubst tools/%.c,$(BUILD)/%,$(tool_src)): $(BUILD)/%: $(BUILD)/obj/tools/%.o $(static_lib)
 	$(step) LD $@
 	$(Q)$(call link,$<)
 
@@ -299,5 +307,5 @@ compiler:
 	@command -v $(firstword $(CC)) >/dev/null 2>&1 || { \
 	    echo "no C compiler ($(CC)): run sh tools/setup.sh build" >&2; exit 3; }
 
--include $(patsubst %.o,%.d,$(lib_obj) $(dsinfer_obj) $(check_obj) $(torture_obj) \
+-include $(patsubst %.o,%.d,$(lib_obj) $(dsinfer_obj) $(bench_obj) $(check_obj) $(torture_obj) \
     $(call object,$(tool_src) $(test_src) $(fuzz_src) tests/torture.c))

@@ -1,0 +1,276 @@
+/* synth.c: `dsi-bench synth`: a checkpoint of a preset's exact layer shapes with random weights of
+ * sane size, for measuring speed. The same seed gives the same bytes, whatever the threads. */
+#include "synth.h"
+
+#include "../lib/base/pool.h"
+#include "../lib/base/sys.h"
+#include "bench.h"
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum {
+    TABLE = 1 << 16,        /* normal numbers to draw from */
+    FP8_PER_DEVIATION = 80, /* E4M3 value of one standard deviation: 448 is 5.6 of them */
+    CHUNK_BYTES = 16 << 20,
+    PIECE_BYTES = 1 << 16 /* with a generator of its own */
+};
+static const uint64_t shard_bytes = UINT64_C(4) << 30;
+
+static uint64_t mix64(uint64_t x) { /* splitmix64 (Steele, Lea and Flood 2014) */
+    x += UINT64_C(0x9E3779B97F4A7C15);
+    x = (x ^ (x >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
+    x = (x ^ (x >> 27)) * UINT64_C(0x94D049BB133111EB);
+    return x ^ (x >> 31);
+}
+
+typedef struct writer {
+    const bench_options *options;
+    const synth_shape *shape;
+    synth_list list;
+    dsi_pool *pool;
+    float *normal;  /* [TABLE] of deviation 1 */
+    uint8_t *codes; /* [TABLE] the same times FP8_PER_DEVIATION as E4M3 */
+    uint8_t *chunk; /* [CHUNK_BYTES] */
+    uint64_t n_written;
+    /* the job of the pool: part of one tensor */
+    const synth_tensor *tensor;
+    uint64_t offset, n_bytes, stream;
+} writer;
+
+/* ---- Values --------------------------------------------------------------------------------- */
+
+static double e4m3_value(int code) {
+    int exponent = code >> 3 & 15, fraction = code & 7;
+    return exponent ? ldexp(1 + fraction / 8.0, exponent - 7) : ldexp(fraction / 8.0, -6);
+}
+
+static uint8_t e4m3_nearest(double value) {
+    double size = fabs(value);
+    int best = 0;
+    while (best < 126 && fabs(e4m3_value(best + 1) - size) <= fabs(e4m3_value(best) - size)) best++;
+    return (uint8_t)(best | (value < 0 ? 0x80 : 0));
+}
+
+/* The sum of twelve uniform numbers is normal enough, and the same on every machine. */
+static void fill_tables(writer *w) {
+    for (uint64_t i = 0; i < TABLE; i++) {
+        double sum = -6;
+        for (uint64_t j = 0; j < 12; j++) sum += (double)(mix64(i * 12 + j) >> 11) * 0x1p-53;
+        w->normal[i] = (float)sum;
+        w->codes[i] = e4m3_nearest(sum * FP8_PER_DEVIATION);
+    }
+}
+
+static uint16_t to_bf16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* Bytes of one piece, drawn from its own stream of random numbers. */
+static void fill_piece(const writer *w, uint64_t piece, uint8_t *to, uint64_t n_bytes) {
+    const synth_tensor *t = w->tensor;
+    uint64_t state = mix64(w->stream ^ mix64(piece)), bits = 0;
+    uint32_t size = dsi_dtype_bytes(t->dtype);
+    for (uint64_t i = 0; i * size < n_bytes; i++) {
+        if (i % 4 == 0) bits = mix64(state++);
+        uint16_t draw = (uint16_t)(bits >> 16 * (i % 4));
+        float value = 0;
+        if (t->values == SYNTH_ONES) value = 1;
+        if (t->values == SYNTH_NORMAL) value = w->normal[draw] * (float)t->deviation;
+        if (t->values == SYNTH_SCALES) /* within a half of the size that gives the deviation */
+            value = (float)(t->deviation / FP8_PER_DEVIATION * (0.75 + draw * 0x1p-17));
+        if (t->dtype == DSI_DTYPE_E4M3) {
+            to[i] = w->codes[draw];
+        } else if (t->dtype == DSI_DTYPE_BF16) {
+            uint16_t half = to_bf16(value);
+            memcpy(to + i * 2, &half, 2);
+        } else {
+            memcpy(to + i * 4, &value, 4);
+        }
+    }
+}
+
+static void fill_chunk(void *context, uint32_t thread, uint32_t n_threads) {
+    const writer *w = context;
+    uint64_t begin, end;
+    dsi_pool_share(w->n_bytes, PIECE_BYTES, thread, n_threads, &begin, &end);
+    for (uint64_t at = begin; at < end; at += PIECE_BYTES) {
+        uint64_t n = end - at < PIECE_BYTES ? end - at : PIECE_BYTES;
+        fill_piece(w, (w->offset + at) / PIECE_BYTES, w->chunk + at, n);
+    }
+}
+
+/* ---- Files ---------------------------------------------------------------------------------- */
+
+static int refused(const char *what, const char *path) {
+    bench_say("cannot %s %s: %s", what, path, strerror(errno));
+    return BENCH_ENVIRONMENT;
+}
+
+static FILE *create(const writer *w, const char *name, char path[4096]) {
+    snprintf(path, 4096, "%s/%s", w->options->out, name);
+    return fopen(path, "wb");
+}
+
+static int finish(FILE *file, const char *path) {
+    bool bad = ferror(file) != 0;
+    if (fclose(file) != 0 || bad) return refused("write", path);
+    return BENCH_OK;
+}
+
+static void shard_name(const writer *w, uint32_t shard, char name[64]) {
+    uint32_t n_shards = w->list.tensors[w->list.n - 1].shard + 1;
+    if (n_shards == 1)
+        snprintf(name, 64, "model.safetensors");
+    else
+        snprintf(name, 64, "model-%05u-of-%05u.safetensors", shard + 1, n_shards);
+}
+
+/* Wider types first, as the reference writer does, so that every tensor is aligned. */
+static const dsi_dtype order[] = {DSI_DTYPE_F32, DSI_DTYPE_BF16, DSI_DTYPE_E4M3};
+enum { N_ORDER = sizeof order / sizeof order[0] };
+
+static void write_header(const writer *w, FILE *file, uint32_t shard) {
+    uint64_t offset = 0, length = 0;
+    fseek(file, 8, SEEK_SET); /* the length comes last */
+    length += (uint64_t)fprintf(file, "{\"__metadata__\":{\"format\":\"pt\"}");
+    for (int k = 0; k < N_ORDER; k++)
+        for (size_t i = 0; i < w->list.n; i++) {
+            const synth_tensor *t = &w->list.tensors[i];
+            if (t->shard != shard || t->dtype != order[k]) continue;
+            length += (uint64_t)fprintf(file, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", t->name,
+                                        dsi_dtype_name(t->dtype));
+            if (t->rows) length += (uint64_t)fprintf(file, "%" PRId64 ",", t->rows);
+            length +=
+                (uint64_t)fprintf(file, "%" PRId64 "],\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}",
+                                  t->columns, offset, offset + t->n_bytes);
+            offset += t->n_bytes;
+        }
+    length += (uint64_t)fprintf(file, "}");
+    for (; length % 64 != 56; length++) fputc(' ', file); /* the data then starts at 64 bytes */
+    fseek(file, 0, SEEK_SET);
+    for (int i = 0; i < 8; i++) fputc((int)(length >> (8 * i) & 255), file);
+    fseek(file, 0, SEEK_END);
+}
+
+static int write_tensor(writer *w, FILE *file, size_t index, const char *path) {
+    w->tensor = &w->list.tensors[index];
+    w->stream = mix64(w->options->seed) ^ mix64(index + 1);
+    for (w->offset = 0; w->offset < w->tensor->n_bytes; w->offset += w->n_bytes) {
+        uint64_t left = w->tensor->n_bytes - w->offset;
+        w->n_bytes = left < CHUNK_BYTES ? left : CHUNK_BYTES;
+        dsi_pool_run(w->pool, fill_chunk, w);
+        if (fwrite(w->chunk, 1, w->n_bytes, file) != w->n_bytes) return refused("write", path);
+        w->n_written += w->n_bytes;
+        bench_progress("writing", w->n_written, w->list.n_bytes);
+    }
+    return BENCH_OK;
+}
+
+static int write_shard(writer *w, uint32_t shard) {
+    char name[64], path[4096];
+    shard_name(w, shard, name);
+    FILE *file = create(w, name, path);
+    if (!file) return refused("create", path);
+    write_header(w, file, shard);
+    int code = BENCH_OK;
+    for (int k = 0; k < N_ORDER; k++)
+        for (size_t i = 0; code == BENCH_OK && i < w->list.n; i++)
+            if (w->list.tensors[i].shard == shard && w->list.tensors[i].dtype == order[k])
+                code = write_tensor(w, file, i, path);
+    int closed = finish(file, path);
+    return code == BENCH_OK ? closed : code;
+}
+
+static int write_index(const writer *w) {
+    char name[64], path[4096];
+    FILE *file = create(w, "model.safetensors.index.json", path);
+    if (!file) return refused("create", path);
+    fprintf(file, "{\n  \"metadata\": {\"total_size\": %" PRIu64 "},\n  \"weight_map\": {\n",
+            w->list.n_bytes);
+    for (size_t i = 0; i < w->list.n; i++) {
+        shard_name(w, w->list.tensors[i].shard, name);
+        fprintf(file, "    \"%s\": \"%s\"%s\n", w->list.tensors[i].name, name,
+                i + 1 < w->list.n ? "," : "");
+    }
+    fputs("  }\n}\n", file);
+    return finish(file, path);
+}
+
+static int write_all(writer *w) {
+    char path[4096];
+    if (mkdir(w->options->out, 0777) != 0 && errno != EEXIST)
+        return refused("create the folder", w->options->out);
+    FILE *file = create(w, "config.json", path);
+    if (!file) return refused("create", path);
+    synth_write_config(file, w->shape, w->list.matrix);
+    int code = finish(file, path);
+    uint64_t in_shard = 0;
+    uint32_t shard = 0;
+    for (size_t i = 0; i < w->list.n; i++) {
+        uint64_t n = w->list.tensors[i].n_bytes;
+        if (in_shard && in_shard + n > shard_bytes) {
+            shard++;
+            in_shard = 0;
+        }
+        w->list.tensors[i].shard = shard;
+        in_shard += n;
+    }
+    for (uint32_t i = 0; code == BENCH_OK && i <= shard; i++) code = write_shard(w, i);
+    if (code == BENCH_OK && shard > 0) code = write_index(w);
+    return code;
+}
+
+/* ---- The command ---------------------------------------------------------------------------- */
+
+static int allocate_and_write(writer *w, dsi_dtype matrix) {
+    dsi_error error = {0};
+    uint32_t n_threads = w->options->threads ? w->options->threads : dsi_sys_cpu_count();
+    w->normal = dsi_sys_calloc(TABLE, sizeof *w->normal);
+    w->codes = dsi_sys_calloc(TABLE, 1);
+    w->chunk = dsi_sys_calloc(CHUNK_BYTES, 1);
+    if (!w->normal || !w->codes || !w->chunk || !synth_list_make(w->shape, matrix, &w->list) ||
+        dsi_pool_new(n_threads, NULL, &w->pool, &error) != DSI_OK) {
+        bench_say("no memory for the list of tensors; free some");
+        return BENCH_ENVIRONMENT;
+    }
+    fill_tables(w);
+    double start = bench_seconds();
+    int code = write_all(w);
+    if (code == BENCH_OK)
+        bench_say("%s: %zu tensors, %.2f B parameters, %.2f GB in %.1f s", w->options->out,
+                  w->list.n, (double)w->list.n_params / 1e9, (double)w->list.n_bytes / 1e9,
+                  bench_seconds() - start);
+    return code;
+}
+
+int bench_synth(const bench_options *options) {
+    writer w = {.options = options, .shape = synth_find(options->preset)};
+    dsi_dtype matrix = DSI_DTYPE_NONE;
+    if (strcmp(options->dtype, "fp8") == 0) matrix = DSI_DTYPE_E4M3;
+    if (strcmp(options->dtype, "bf16") == 0) matrix = DSI_DTYPE_BF16;
+    if (!w.shape) {
+        bench_say("unknown preset \"%s\"; there are %s", options->preset, synth_names());
+        return BENCH_USAGE;
+    }
+    if (matrix == DSI_DTYPE_NONE) {
+        bench_say("unknown --dtype \"%s\"; there are fp8 and bf16", options->dtype);
+        return BENCH_USAGE;
+    }
+    if (!options->out || strlen(options->out) > 3000) {
+        bench_say("synth needs --out DIR, the folder to write");
+        return BENCH_USAGE;
+    }
+    int code = allocate_and_write(&w, matrix);
+    dsi_pool_free(w.pool);
+    synth_list_free(&w.list);
+    dsi_sys_free(w.normal);
+    dsi_sys_free(w.codes);
+    dsi_sys_free(w.chunk);
+    return code;
+}
