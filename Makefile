@@ -91,7 +91,7 @@ torture_src := $(wildcard tests/torture_*.c)
 fuzz_src := $(wildcard tests/fuzz/fuzz_*.c)
 # The BF16 instructions are absent from most machines: the same files are built once more against
 # a double of them in plain C, so that check_kernels can run them everywhere, marked EMULATED.
-double_src := $(filter kernels/matmul/%_avx512bf16.c,$(kernel_src))
+double_src := $(filter %_avx512bf16.c,$(kernel_src))
 
 object = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 lib_obj := $(call object,$(lib_src))

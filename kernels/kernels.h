@@ -64,7 +64,9 @@ typedef void (*dsi_matmul_t_fn)(const dsi_matmul_t_args *args);
  *   m' = max(m, max_j s_j); c = exp(m - m'); p_j = exp(s_j - m')
  *   l' = l * c + sum_j p_j;  o' = o * c + sum_j p_j * v_j;  m = m', l = l', o = o'
  * (Milakov and Gimelshein 2018.) Start with m = -inf, l = 0, o = 0; the result is o / l.
- * A query with limit 0 is left untouched. Stem: attend_<kv type>: q, k and v have that type. */
+ * A query with limit 0 is left untouched. Stem: attend_<kv type>: q, k and v have that type; for
+ * bf16 p_j is an operand of a product like them, and rounded to bf16 before both sums, so that the
+ * weights of the values add up to exactly 1. */
 typedef struct dsi_attend_args {
     const void *q;     /* [n_q][d0 + d1] */
     int64_t q_stride;  /* elements */

@@ -125,9 +125,12 @@ DSI_INLINE __m512 dsi_v16_load(const void *f32, __mmask16 lanes) {
     return _mm512_maskz_loadu_ps(lanes, f32);
 }
 
+DSI_INLINE __m512 dsi_v16_widen(__m256i bf16) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
+}
+
 DSI_INLINE __m512 dsi_v16_load_bf16(const void *bf16, __mmask16 lanes) {
-    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, bf16));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+    return dsi_v16_widen(_mm256_maskz_loadu_epi16(lanes, bf16));
 }
 
 /* Sixteen f32 as bf16, as dsi_f32_to_bf16. */

@@ -5,4 +5,4 @@ static float load_bf16(const void *array, int64_t i) {
     return dsi_bf16_to_f32(dsi_load_u16(array, i));
 }
 
-void dsi_attend_bf16__ref(const dsi_attend_args *args) { attend_block(args, load_bf16); }
+void dsi_attend_bf16__ref(const dsi_attend_args *args) { attend_block(args, load_bf16, true); }

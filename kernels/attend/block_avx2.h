@@ -101,7 +101,8 @@ DSI_INLINE void attend_scores(const dsi_attend_args *args, attend_group *group, 
 }
 
 /* Turns the scores of one member into probabilities and updates its m and l. */
-static inline void attend_softmax(const dsi_attend_args *args, attend_group *group, int member) {
+static inline void attend_softmax(const dsi_attend_args *args, attend_group *group, int member,
+                                  bool bf16) {
     int64_t query = group->query[member];
     int32_t limit = args->limit[query];
     float *m = &args->state_m[query * args->state_stride], *p = group->p[member];
@@ -113,6 +114,7 @@ static inline void attend_softmax(const dsi_attend_args *args, attend_group *gro
     float new_m = dsi_v8_max(largest);
     for (int32_t j = 0; j < limit; j += 8) {
         __m256 e = dsi_v8_exp(_mm256_sub_ps(_mm256_loadu_ps(p + j), _mm256_set1_ps(new_m)));
+        if (bf16) e = dsi_v8_widen(dsi_v8_narrow(e));
         _mm256_storeu_ps(p + j, e);
         sum = _mm256_add_ps(sum, e);
     }
@@ -175,7 +177,7 @@ DSI_INLINE void attend_full_group(const dsi_attend_args *args, attend_group *gro
         most = limit > most ? limit : most;
     }
     attend_scores(args, group, 0, ATTEND_GROUP, most, bf16);
-    for (int i = 0; i < ATTEND_GROUP; i++) attend_softmax(args, group, i);
+    for (int i = 0; i < ATTEND_GROUP; i++) attend_softmax(args, group, i, bf16);
     attend_output(args, group, 0, ATTEND_GROUP, group->carry, 0, least, bf16);
     for (int i = 0; i < ATTEND_GROUP; i++) {
         static const float carried = 1;
@@ -198,7 +200,7 @@ DSI_INLINE void attend_block(const dsi_attend_args *args, bool bf16) {
     for (int i = 0; i < members; i++) {
         int32_t limit = args->limit[group.query[i]];
         attend_scores(args, &group, i, 1, limit, bf16);
-        attend_softmax(args, &group, i);
+        attend_softmax(args, &group, i, bf16);
         attend_output(args, &group, i, 1, group.carry + i, 0, limit, bf16);
     }
 }

@@ -98,7 +98,8 @@ DSI_INLINE void attend_scores(const dsi_attend_args *args, attend_group *group, 
 }
 
 /* Turns the scores of one member into probabilities and updates its m and l. */
-static inline void attend_softmax(const dsi_attend_args *args, attend_group *group, int member) {
+static inline void attend_softmax(const dsi_attend_args *args, attend_group *group, int member,
+                                  bool bf16) {
     int64_t query = group->query[member];
     int32_t limit = args->limit[query];
     float *m = &args->state_m[query * args->state_stride], *p = group->p[member];
@@ -112,6 +113,7 @@ static inline void attend_softmax(const dsi_attend_args *args, attend_group *gro
         __mmask16 lanes = dsi_v16_lanes(limit - j);
         __m512 score = _mm512_sub_ps(dsi_v16_load(p + j, lanes), _mm512_set1_ps(new_m));
         __m512 e = _mm512_maskz_mov_ps(lanes, dsi_v16_exp(score));
+        if (bf16) e = dsi_v16_widen(dsi_v16_narrow(e));
         _mm512_storeu_ps(p + j, e);
         sum = _mm512_add_ps(sum, e);
     }
@@ -174,7 +176,7 @@ DSI_INLINE void attend_full_group(const dsi_attend_args *args, attend_group *gro
         most = limit > most ? limit : most;
     }
     attend_scores(args, group, 0, ATTEND_GROUP, most, bf16);
-    for (int i = 0; i < ATTEND_GROUP; i++) attend_softmax(args, group, i);
+    for (int i = 0; i < ATTEND_GROUP; i++) attend_softmax(args, group, i, bf16);
     attend_output(args, group, 0, ATTEND_GROUP, group->carry, 0, least, bf16);
     for (int i = 0; i < ATTEND_GROUP; i++) {
         static const float carried = 1;
@@ -197,7 +199,7 @@ DSI_INLINE void attend_block(const dsi_attend_args *args, bool bf16) {
     for (int i = 0; i < members; i++) {
         int32_t limit = args->limit[group.query[i]];
         attend_scores(args, &group, i, 1, limit, bf16);
-        attend_softmax(args, &group, i);
+        attend_softmax(args, &group, i, bf16);
         attend_output(args, &group, i, 1, group.carry + i, 0, limit, bf16);
     }
 }

@@ -1,5 +1,6 @@
 /* block_ref.h: the online-softmax block of kernels.h, in double inside the block; the state between
- * blocks is f32. Included by bf16_ref.c and f32_ref.c, which say how an element is read. */
+ * blocks is f32. Included by bf16_ref.c and f32_ref.c, which say how an element is read and whether
+ * probabilities are rounded to bf16. */
 #ifndef DSI_KERNELS_ATTEND_BLOCK_REF_H
 #define DSI_KERNELS_ATTEND_BLOCK_REF_H
 
@@ -21,7 +22,7 @@ static double attend_score(const dsi_attend_args *args, attend_load load, int64_
     return dot * args->scale;
 }
 
-static void attend_query(const dsi_attend_args *args, attend_load load, int64_t i) {
+static void attend_query(const dsi_attend_args *args, attend_load load, bool bf16, int64_t i) {
     double p[DSI_PAGE_ROWS], sum = 0;
     float *m = &args->state_m[i * args->state_stride], *l = &args->state_l[i * args->state_stride];
     float largest = *m, *o = args->o + i * args->o_stride;
@@ -33,6 +34,7 @@ static void attend_query(const dsi_attend_args *args, attend_load load, int64_t 
     double carry = exp((double)*m - largest);
     for (int32_t j = 0; j < limit; j++) {
         p[j] = exp(p[j] - largest);
+        if (bf16) p[j] = (double)dsi_bf16_to_f32(dsi_f32_to_bf16((float)p[j]));
         sum += p[j];
     }
     for (int64_t d = 0; d < args->dv; d++) {
@@ -44,9 +46,9 @@ static void attend_query(const dsi_attend_args *args, attend_load load, int64_t 
     *m = largest;
 }
 
-static void attend_block(const dsi_attend_args *args, attend_load load) {
+static void attend_block(const dsi_attend_args *args, attend_load load, bool bf16) {
     for (int64_t i = 0; i < args->n_q; i++)
-        if (args->limit[i] > 0) attend_query(args, load, i);
+        if (args->limit[i] > 0) attend_query(args, load, bf16, i);
 }
 
 #endif
