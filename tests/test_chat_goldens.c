@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "../lib/base/fault.h"
 #include "../lib/base/json.h"
 #include "../lib/base/sys.h"
 #include "../lib/text/text.h"
@@ -399,10 +400,49 @@ static void test_forged_marks(void **state) {
     assert_true(n_texts >= 300);
 }
 
+/* Joining plain texts runs out of memory: an error, no leak; the sink's pieces so far stay valid.
+ */
+static bool ignore_piece(void *user, bool special, const char *text, size_t n) {
+    (void)special;
+    (void)text;
+    *(size_t *)user += n;
+    return true;
+}
+
+static void test_without_memory(void **state) {
+    (void)state;
+    static const dsi_chat_turn turns[] = {{DSI_ROLE_SYSTEM, "one", 3},
+                                          {DSI_ROLE_SYSTEM, "two", 3},
+                                          {DSI_ROLE_USER, "q", 1},
+                                          {DSI_ROLE_ASSISTANT, "a", 1},
+                                          {DSI_ROLE_USER, "r", 1}};
+    int n_failed = 0;
+    for (int k = 0; k < N_KINDS; k++) {
+        dsi_memory_counts before, after;
+        dsi_memory_counts_now(&before);
+        for (uint64_t nth = 1;; nth++) {
+            dsi_error error = {0};
+            size_t n = 0;
+            dsi_fault_arm(&(dsi_fault){.kind = DSI_CALL_REALLOC, .nth = nth});
+            dsi_status status =
+                dsi_chat_render(kinds[k].chat, turns, 5, DSI_THINK_AUTO, ignore_piece, &n, &error);
+            dsi_fault_disarm();
+            dsi_memory_counts_now(&after);
+            assert_int_equal(after.n_blocks, before.n_blocks);
+            if (status == DSI_OK) break;
+            assert_int_equal(status, DSI_E_NOMEM);
+            assert_non_null(strstr(error.text, "no memory to join"));
+            n_failed++;
+        }
+    }
+    assert_true(n_failed >= 8);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_goldens),
         cmocka_unit_test(test_forged_marks),
+        cmocka_unit_test(test_without_memory),
     };
     return cmocka_run_group_tests(tests, open_kinds, close_kinds);
 }

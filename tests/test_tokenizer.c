@@ -7,6 +7,8 @@
 
 #include <cmocka.h>
 
+#include "../lib/base/fault.h"
+#include "../lib/base/sys.h"
 #include "tokenizer_files.h"
 
 typedef struct refusal {
@@ -265,11 +267,43 @@ static void test_normalised(void **state) {
     dsi_tokenizer_free(t);
 }
 
+/* Every allocation of a text that is normalised fails in turn: an error that says so, no leak. */
+static void test_without_memory(void **state) {
+    (void)state;
+    static char text[200000];
+    static const char unit[] = "\xCC\x81\xCC\xA3";
+    size_t n = 0;
+    memcpy(text, "e", 1);
+    for (n = 1; n < 4000; n += sizeof unit - 1) memcpy(text + n, unit, sizeof unit - 1);
+    for (; n < sizeof text - 3; n += 3) memcpy(text + n, "e\xCC\x81", 3); /* one piece */
+    dsi_tokenizer *t = open_parts(&(parts){.normalizer = NFC});
+    dsi_memory_counts before, after;
+    dsi_memory_counts_now(&before);
+    static const dsi_call kinds[] = {DSI_CALL_CALLOC, DSI_CALL_REALLOC};
+    int n_failed = 0;
+    for (int kind = 0; kind < 2; kind++)
+        for (uint64_t nth = 1;; nth++) {
+            dsi_error error = {0};
+            counter c = {0};
+            dsi_fault_arm(&(dsi_fault){.kind = kinds[kind], .nth = nth});
+            dsi_status status = dsi_tokenizer_encode(t, text, n, false, count, &c, &error);
+            dsi_fault_disarm();
+            dsi_memory_counts_now(&after);
+            assert_int_equal(after.n_blocks, before.n_blocks);
+            if (status == DSI_OK) break;
+            assert_int_equal(status, DSI_E_NOMEM);
+            assert_non_null(strstr(error.text, "no memory to"));
+            n_failed++;
+        }
+    assert_true(n_failed >= 8);
+    dsi_tokenizer_free(t);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_refusals),      cmocka_unit_test(test_accepted),
         cmocka_unit_test(test_ignore_merges), cmocka_unit_test(test_letters),
-        cmocka_unit_test(test_normalised),
+        cmocka_unit_test(test_normalised),    cmocka_unit_test(test_without_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

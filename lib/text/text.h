@@ -28,7 +28,8 @@ typedef bool (*dsi_token_sink)(void *user, const int32_t *tokens, size_t n_token
  * accepted: what is not UTF-8 is replaced by U+FFFD first, as the reference does. Time is linear
  * in n_bytes (times log of the longest token), memory is constant: a few KB of stack, and a window
  * of 2.5 MB for a single piece (a run of letters, of blanks ...) of more than 256 bytes. Text
- * that must be normalised (Qwen2) takes 64 KB more, or twice its longest piece.
+ * that must be normalised (Qwen2) takes 64 KB more, or twice its longest piece, and 16 bytes for
+ * each combining mark of its longest run of them.
  * Errors: NOMEM (these windows). A stop by the sink is no error: DSI_OK. */
 dsi_status dsi_tokenizer_encode(const dsi_tokenizer *tokenizer, const char *text, size_t n_bytes,
                                 bool special, dsi_token_sink sink, void *user, dsi_error *error);
