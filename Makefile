@@ -114,8 +114,8 @@ libraries := $(static_lib) $(if $(SANITIZE),,$(shared_lib))
 
 # ---- Targets -------------------------------------------------------------------------------
 .PHONY: all run test check-asan check-clang check-kernels check-long check-tsan check-valgrind \
-        torture fuzz install uninstall format clean help run-now test-now asan-now long-now \
-        torture-now fuzz-now tsan-now valgrind-now tests compiler
+        torture fuzz coverage install uninstall format clean help run-now test-now asan-now \
+        long-now torture-now fuzz-now tsan-now valgrind-now tests compiler
 
 all: $(libraries) $(programs) $(examples) $(pages) ## library, programs, examples, pages | 库、程序、示例
 
@@ -215,6 +215,17 @@ install: all ## into PREFIX (/usr/local) below DESTDIR | 安装到 DESTDIR 下�
 
 uninstall: ## take away what install wrote | 卸载
 	$(install_sh) uninstall
+
+# The tests of the parsers, built for gcov; tests/coverage.txt is its output.
+coverage_tests := base json config model structure weights mutations text families tokenizer nfc \
+                  chat chat_goldens distill snapshot traps fuzz_corpus fault torture manifest
+coverage: ## lines and branches of the parsers that the tests take | 解析器的测试覆盖率
+	@CC='$(CC)' sh tools/setup.sh test
+	@$(MAKE) tests BUILD=$(BUILD)/coverage OPTIMIZE='-O0 -g' CFLAGS=--coverage \
+	    LDFLAGS=--coverage WERROR=
+	@BUILD=$(BUILD)/coverage CC='$(CC)' sh tests/run.sh \
+	    $(coverage_tests:%=$(BUILD)/coverage/tests/test_%)
+	@BUILD=$(BUILD)/coverage sh tests/coverage.sh
 
 format: ## rewrite the C files with clang-format | 用 clang-format 统一代码格式
 	clang-format -i $(sort $(wildcard include/*/*.h lib/*.[ch] lib/*/*.[ch] kernels/*.[ch] \
