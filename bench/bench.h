@@ -1,4 +1,4 @@
-/* bench.h: what the files of dsi-bench share: options, talk, clock, medians. */
+/* bench.h: what the files of dsi-bench share: options, talk, medians. */
 #ifndef DSI_BENCH_BENCH_H
 #define DSI_BENCH_BENCH_H
 
@@ -21,7 +21,6 @@ typedef struct bench_options {
 void bench_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Draws "what [####....] 45 %" on a terminal; done == total ends the line. */
 void bench_progress(const char *what, uint64_t done, uint64_t total);
-double bench_seconds(void);
 /* Sorts the values; the middle one, or the mean of the two in the middle. */
 double bench_median(double *values, size_t n);
 

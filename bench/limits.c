@@ -51,9 +51,9 @@ static void run_dots(void *context, uint32_t thread, uint32_t n_threads) {
 static double best_seconds(dsi_pool *pool, dsi_pool_fn fn, job *j) {
     double best = 0;
     for (int i = 0; i < REPEAT; i++) {
-        double start = bench_seconds();
+        double start = dsi_sys_seconds();
         dsi_pool_run(pool, fn, j);
-        double seconds = bench_seconds() - start;
+        double seconds = dsi_sys_seconds() - start;
         if (i == 0 || seconds < best) best = seconds;
     }
     return best;

@@ -1,4 +1,5 @@
 /* main.c: dsi-bench: what a machine can carry, measured. */
+#include "../lib/base/sys.h"
 #include "bench.h"
 
 #include <errno.h>
@@ -6,7 +7,6 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 static const char help[] =
@@ -47,19 +47,13 @@ void bench_progress(const char *what, uint64_t done, uint64_t total) {
     enum { CELLS = 24 };
     static double last;
     if (!isatty(STDERR_FILENO) || total == 0) return;
-    double now = bench_seconds();
+    double now = dsi_sys_seconds();
     if (done < total && now - last < 0.1) return;
     last = now;
     char cells[CELLS + 1] = "";
     for (uint64_t i = 0; i < CELLS; i++) cells[i] = i * total < done * CELLS ? '#' : '.';
     fprintf(stderr, "\r%s [%s] %3.0f %%", what, cells, 100.0 * (double)done / (double)total);
     if (done >= total) fputs("\r\033[K", stderr);
-}
-
-double bench_seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 static int ascending(const void *a, const void *b) {

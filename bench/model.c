@@ -17,7 +17,7 @@ typedef struct run {
     dsi_model_info info;
     dsi_session *sessions[MAX_BATCH];
     uint64_t random;
-    double open_seconds, depth_seconds;
+    double open_seconds;
     double prefill_seconds, *decode_seconds; /* [decode] of each step */
     double read_gbs;
     bench_peaks peaks;
@@ -55,7 +55,7 @@ static dsi_status drain(run *r, uint32_t n_sessions, const char *what) {
 
 static dsi_status open_all(run *r) {
     const bench_options *o = r->options;
-    double start = bench_seconds();
+    double start = dsi_sys_seconds();
     dsi_status status = dsi_model_open(o->model, NULL, &r->model);
     r->info.struct_size = sizeof r->info;
     if (status == DSI_OK) status = dsi_model_get_info(r->model, &r->info);
@@ -68,7 +68,7 @@ static dsi_status open_all(run *r) {
     engine.kv_tokens = engine.max_context * o->batch + 64 * o->batch;
     engine.chunk_tokens = o->chunk;
     if (status == DSI_OK) status = dsi_engine_open(r->model, &engine, &r->engine);
-    r->open_seconds = bench_seconds() - start;
+    r->open_seconds = dsi_sys_seconds() - start;
     dsi_session_options session;
     dsi_session_options_init(&session);
     session.ignore_end = 1;
@@ -81,15 +81,13 @@ static dsi_status open_all(run *r) {
 static dsi_status time_prefill(run *r) {
     const bench_options *o = r->options;
     dsi_status status = DSI_OK;
-    double start = bench_seconds();
     for (uint32_t i = 0; status == DSI_OK && i < o->batch; i++)
         status = append_random(r, r->sessions[i], o->depth);
     if (status == DSI_OK) status = drain(r, o->batch, o->depth ? "context" : NULL);
-    r->depth_seconds = bench_seconds() - start;
     if (status == DSI_OK) status = append_random(r, r->sessions[0], o->prefill);
-    start = bench_seconds();
+    double start = dsi_sys_seconds();
     if (status == DSI_OK) status = drain(r, 1, "prefill");
-    r->prefill_seconds = bench_seconds() - start;
+    r->prefill_seconds = dsi_sys_seconds() - start;
     for (uint32_t i = 1; status == DSI_OK && i < o->batch; i++)
         status = append_random(r, r->sessions[i], o->prefill);
     return status == DSI_OK ? drain(r, o->batch, NULL) : status;
@@ -99,12 +97,12 @@ static dsi_status time_decode(run *r) {
     const bench_options *o = r->options;
     dsi_status status = DSI_OK;
     for (uint32_t step = 0; status == DSI_OK && step < o->decode; step++) {
-        double start = bench_seconds();
+        double start = dsi_sys_seconds();
         int32_t token;
         for (uint32_t i = 0; status == DSI_OK && i < o->batch; i++)
             status = dsi_session_sample(r->sessions[i], &token);
         if (status == DSI_OK) status = dsi_engine_step(r->engine, r->sessions, o->batch, NULL);
-        r->decode_seconds[step] = bench_seconds() - start;
+        r->decode_seconds[step] = dsi_sys_seconds() - start;
         bench_progress("decode", step + 1, o->decode);
     }
     return status;

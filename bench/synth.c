@@ -20,13 +20,6 @@ enum {
 };
 static const uint64_t shard_bytes = UINT64_C(4) << 30;
 
-static uint64_t mix64(uint64_t x) { /* splitmix64 (Steele, Lea and Flood 2014) */
-    x += UINT64_C(0x9E3779B97F4A7C15);
-    x = (x ^ (x >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94D049BB133111EB);
-    return x ^ (x >> 31);
-}
-
 typedef struct writer {
     const bench_options *options;
     const synth_shape *shape;
@@ -59,7 +52,7 @@ static uint8_t e4m3_nearest(double value) {
 static void fill_tables(writer *w) {
     for (uint64_t i = 0; i < TABLE; i++) {
         double sum = -6;
-        for (uint64_t j = 0; j < 12; j++) sum += (double)(mix64(i * 12 + j) >> 11) * 0x1p-53;
+        for (uint64_t j = 0; j < 12; j++) sum += (double)(dsi_mix64(i * 12 + j) >> 11) * 0x1p-53;
         w->normal[i] = (float)sum;
         w->codes[i] = e4m3_nearest(sum * FP8_PER_DEVIATION);
     }
@@ -74,10 +67,10 @@ static uint16_t to_bf16(float value) {
 /* Bytes of one piece, drawn from its own stream of random numbers. */
 static void fill_piece(const writer *w, uint64_t piece, uint8_t *to, uint64_t n_bytes) {
     const synth_tensor *t = w->tensor;
-    uint64_t state = mix64(w->stream ^ mix64(piece)), bits = 0;
+    uint64_t state = dsi_mix64(w->stream ^ dsi_mix64(piece)), bits = 0;
     uint32_t size = dsi_dtype_bytes(t->dtype);
     for (uint64_t i = 0; i * size < n_bytes; i++) {
-        if (i % 4 == 0) bits = mix64(state++);
+        if (i % 4 == 0) bits = dsi_mix64(state++);
         uint16_t draw = (uint16_t)(bits >> 16 * (i % 4));
         float value = 0;
         if (t->values == SYNTH_ONES) value = 1;
@@ -160,7 +153,7 @@ static void write_header(const writer *w, FILE *file, uint32_t shard) {
 
 static int write_tensor(writer *w, FILE *file, size_t index, const char *path) {
     w->tensor = &w->list.tensors[index];
-    w->stream = mix64(w->options->seed) ^ mix64(index + 1);
+    w->stream = dsi_mix64(w->options->seed) ^ dsi_mix64(index + 1);
     for (w->offset = 0; w->offset < w->tensor->n_bytes; w->offset += w->n_bytes) {
         uint64_t left = w->tensor->n_bytes - w->offset;
         w->n_bytes = left < CHUNK_BYTES ? left : CHUNK_BYTES;
@@ -240,12 +233,12 @@ static int allocate_and_write(writer *w, dsi_dtype matrix) {
         return BENCH_ENVIRONMENT;
     }
     fill_tables(w);
-    double start = bench_seconds();
+    double start = dsi_sys_seconds();
     int code = write_all(w);
     if (code == BENCH_OK)
         bench_say("%s: %zu tensors, %.2f B parameters, %.2f GB in %.1f s", w->options->out,
                   w->list.n, (double)w->list.n_params / 1e9, (double)w->list.n_bytes / 1e9,
-                  bench_seconds() - start);
+                  dsi_sys_seconds() - start);
     return code;
 }
 

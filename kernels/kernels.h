@@ -57,6 +57,21 @@ typedef struct dsi_matmul_t_args {
     int64_t m, n0, n1, k;
 } dsi_matmul_t_args;
 typedef void (*dsi_matmul_t_fn)(const dsi_matmul_t_args *args);
+/* The arguments that both products have, for checks that run either; x is f32. */
+static inline dsi_matmul_t_args dsi_matmul_t_of(const dsi_matmul_args *a) {
+    return (dsi_matmul_t_args){.x = (const float *)a->x,
+                               .x_stride = a->x_stride,
+                               .w = a->w,
+                               .w_stride = a->w_stride,
+                               .scale = a->scale,
+                               .scale_stride = a->scale_stride,
+                               .y = a->y,
+                               .y_stride = a->y_stride,
+                               .m = a->m,
+                               .n0 = a->n0,
+                               .n1 = a->n1,
+                               .k = a->k};
+}
 
 /* ---- attend: one block of at most DSI_PAGE_ROWS cached rows for n_q queries of one KV head ------
  * Online softmax over blocks in ascending order; per query q with r = limit[q] visible rows:

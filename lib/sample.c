@@ -6,16 +6,9 @@
 #include <math.h>
 #include <string.h>
 
-/* splitmix64 (Steele, Lea and Flood 2014): a good 64-bit mix of seed and index. */
-static uint64_t mix64(uint64_t x) {
-    x += 0x9E3779B97F4A7C15u;
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-    return x ^ (x >> 31);
-}
 /* Uniform in [0, 1) with 53 bits. */
 static double uniform(uint64_t seed, uint64_t draw) {
-    return (double)(mix64(mix64(seed) ^ draw) >> 11) * 0x1p-53;
+    return (double)(dsi_mix64(dsi_mix64(seed) ^ draw) >> 11) * 0x1p-53;
 }
 
 static int by_logit(const void *a, const void *b) {

@@ -1,5 +1,6 @@
 /* check_kernels_memory.c: the tools of the checks: random numbers, number formats, buffers between
  * guard pages, comparisons. */
+#include "../lib/base/base.h"
 #include "check.h"
 #include <stdarg.h>
 #include <sys/mman.h>
@@ -64,13 +65,12 @@ void check_clear_signs(enum check_format format, void *array, int64_t n) {
     for (int64_t i = 0; i < n; i++) ((uint8_t *)array)[i * size + size - 1] &= 0x7F;
 }
 
-/* ---- Random numbers: SplitMix64 (Steele, Lea and Flood 2014) ---- */
+/* ---- Random numbers ---- */
 
 uint64_t check_random(check_run *run) {
-    uint64_t z = run->random += 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
+    uint64_t bits = dsi_mix64(run->random);
+    run->random += DSI_MIX64_STEP;
+    return bits;
 }
 
 int64_t check_below(check_run *run, int64_t n) {

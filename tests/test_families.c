@@ -10,6 +10,7 @@
 #include "../lib/base/json.h"
 #include "../lib/base/sys.h"
 #include "../lib/text/bpe.h"
+#include "token_lists.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,47 +50,6 @@ static int close_tokenizers(void **state) {
     for (int i = 0; i < N_FAMILIES; i++) dsi_tokenizer_free(tokenizers[i]);
     dsi_sys_free(shared_lines);
     return 0;
-}
-
-enum { MAX_LIST = 1 << 16 };
-typedef struct id_list {
-    int32_t id[MAX_LIST];
-    size_t n;
-} id_list;
-typedef struct text_list {
-    char text[MAX_LIST];
-    size_t n;
-} text_list;
-
-static bool add_ids(void *user, const int32_t *ids, size_t n_tokens) {
-    id_list *list = user;
-    assert_true(list->n + n_tokens <= MAX_LIST);
-    memcpy(list->id + list->n, ids, n_tokens * sizeof *ids);
-    list->n += n_tokens;
-    return true;
-}
-
-static void add_text(void *user, const char *text, size_t n_bytes) {
-    text_list *list = user;
-    assert_true(list->n + n_bytes <= MAX_LIST);
-    memcpy(list->text + list->n, text, n_bytes);
-    list->n += n_bytes;
-}
-
-static void encode(const dsi_tokenizer *t, const char *text, size_t n, bool special, id_list *out) {
-    out->n = 0;
-    assert_int_equal(dsi_tokenizer_encode(t, text, n, special, add_ids, out, NULL), DSI_OK);
-}
-
-static void decode(const dsi_tokenizer *t, const id_list *ids, text_list *out) {
-    dsi_detokenizer stream = {0};
-    out->n = 0;
-    for (size_t i = 0; i < ids->n; i++) {
-        size_t n_bytes;
-        const char *bytes = dsi_tokenizer_bytes(t, ids->id[i], &n_bytes);
-        dsi_detokenizer_push(&stream, bytes, n_bytes, add_text, out);
-    }
-    dsi_detokenizer_finish(&stream, add_text, out);
 }
 
 static void assert_text(const char *name, const text_list *got, const char *want, size_t n_bytes) {

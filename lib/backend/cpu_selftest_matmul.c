@@ -18,18 +18,7 @@ static void call(dsi_any_fn fn, const product *p, const dsi_matmul_args *a) {
         ((dsi_matmul_fn)fn)(a);
         return;
     }
-    const dsi_matmul_t_args args = {.x = a->x,
-                                    .x_stride = a->x_stride,
-                                    .w = a->w,
-                                    .w_stride = a->w_stride,
-                                    .scale = a->scale,
-                                    .scale_stride = a->scale_stride,
-                                    .y = a->y,
-                                    .y_stride = a->y_stride,
-                                    .m = a->m,
-                                    .n0 = a->n0,
-                                    .n1 = a->n1,
-                                    .k = a->k};
+    const dsi_matmul_t_args args = dsi_matmul_t_of(a);
     ((dsi_matmul_t_fn)fn)(&args);
 }
 

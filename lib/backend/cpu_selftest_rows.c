@@ -5,11 +5,10 @@
 
 /* ---- Tools ----------------------------------------------------------------------------------- */
 
-static uint64_t random_bits(dsi_selftest *t) { /* SplitMix64 (Steele, Lea and Flood 2014) */
-    uint64_t z = t->random += 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
+static uint64_t random_bits(dsi_selftest *t) {
+    uint64_t bits = dsi_mix64(t->random);
+    t->random += DSI_MIX64_STEP;
+    return bits;
 }
 double dsi_selftest_uniform(dsi_selftest *t) {
     return (double)(random_bits(t) >> 11) * 0x1p-52 - 1;

@@ -39,6 +39,16 @@ static inline bool dsi_add_ok(uint64_t a, uint64_t b, uint64_t *out) {
     return true;
 }
 
+/* One step of splitmix64 (Steele, Lea and Flood 2014): a good 64-bit mix of x. Adding
+ * DSI_MIX64_STEP to x after each call gives its sequence of random numbers. */
+#define DSI_MIX64_STEP UINT64_C(0x9E3779B97F4A7C15)
+static inline uint64_t dsi_mix64(uint64_t x) {
+    x += DSI_MIX64_STEP;
+    x = (x ^ (x >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
+    x = (x ^ (x >> 27)) * UINT64_C(0x94D049BB133111EB);
+    return x ^ (x >> 31);
+}
+
 static inline int64_t dsi_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t dsi_max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t dsi_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

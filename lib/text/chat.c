@@ -1,19 +1,24 @@
 /* chat.c: conversations as prompts, in the formats of chat.h, written as code.
  *
- *   marks       BOS system {User question Assistant answer EOS} User question Assistant; templates
- *               that think go on with <think> and a line end. Nothing separates texts from marks.
- *               System messages are gathered in front, wherever they stand: all of them, with an
- *               empty line between, or (last_system) only the last. Reasoning of past answers, up
- * to the last </think>, is left out. marks V3.1  the same, but each Assistant is followed by
- * </think>, the last one by <think> if the model shall think; reasoning goes up to the first
- * </think> words       BOS, then in their order "system\n\n", "User: question\n\n", "Assistant:
- * answer" EOS, at last "Assistant:" chatml      each message as <|im_start|> "role\ntext"
- * <|im_end|> "\n"; if the first is not the system's, one with the template's own system text comes
- * before; at last <|im_start|> "assistant\n" headers     <|begin_of_text|>, then each message as
- * <|start_header_id|> "role" <|end_header_id|>
- *               "\n\ntext" <|eot_id|>, without white space around the text; at last the header of
- *               an answer. With a preamble there is always a system message first, which begins
- *               with it; the first message, if the system's, is part of that.
+ * marks: BOS system {User question Assistant answer EOS} User question Assistant; templates that
+ * think go on with <think> and a line end. Nothing separates texts from marks. System messages are
+ * gathered in front, wherever they stand: all of them, with an empty line between, or (last_system)
+ * only the last. Reasoning of past answers, up to the last </think>, is left out.
+ *
+ * marks V3.1: the same, but each Assistant is followed by </think>, the last one by <think> if the
+ * model shall think; reasoning goes up to the first </think>.
+ *
+ * words: BOS, then in their order "system\n\n", "User: question\n\n", "Assistant: answer" EOS, at
+ * last "Assistant:".
+ *
+ * chatml: each message as <|im_start|> "role\ntext" <|im_end|> "\n"; if the first is not the
+ * system's, one with the template's own system text comes before; at last <|im_start|>
+ * "assistant\n".
+ *
+ * headers: <|begin_of_text|>, then each message as <|start_header_id|> "role" <|end_header_id|>
+ * "\n\ntext" <|eot_id|>, without white space around the text; at last the header of an answer. With
+ * a preamble there is always a system message first, which begins with it; the first message, if
+ * the system's, is part of that.
  *
  * What stands in a message is plain text, marks of tool calls and of reasoning too. Plain text of
  * the template and of messages between two marks is tokenized as one piece, as the reference does;
