@@ -174,10 +174,10 @@ typedef struct count {
 static void add(count *c, const dsi_weight *w, double active_share) {
     if (!w->name) return;
     uint64_t params = (uint64_t)w->n_out * (uint64_t)w->n_in;
-    uint64_t bytes = params * dsi_dtype_bytes(w->dtype);
-    if (w->scale)
-        bytes +=
-            (uint64_t)(dsi_ceil_div(w->n_out, DSI_BLOCK) * dsi_ceil_div(w->n_in, DSI_BLOCK)) * 4;
+    int64_t row = 0; /* the tensor fits into its file, so its bytes can be counted */
+    dsi_dtype_row_bytes(w->dtype, w->n_in, &row);
+    uint64_t bytes = (uint64_t)w->n_out * (uint64_t)row;
+    bytes += (uint64_t)(w->scale_rows * w->scale_columns) * dsi_dtype_bytes(w->scale_dtype);
     c->params += params;
     c->bytes += bytes;
     c->active += (uint64_t)((double)params * active_share);

@@ -28,8 +28,10 @@ static void place_matrix(placer *p, const dsi_weight *w, dsi_tensor *t) {
                       .dtype = w->dtype,
                       .n_dims = 2,
                       .ne = {w->n_in, w->n_out},
-                      .stride = {1, w->n_in}};
-    t->scale_kind = w->scale ? DSI_SCALE_BLOCK_128 : DSI_SCALE_NONE;
+                      .stride = {1, w->dtype == DSI_DTYPE_I4 ? (w->n_in + 7) / 8 * 8 : w->n_in},
+                      .scale_kind = w->scale_kind,
+                      .scale_dtype = w->scale_dtype,
+                      .scale_group = w->scale_group};
     if (p->dry_run) return;
     t->buf = find_buf(p, w->shard, w->data, &t->offset);
     if (w->scale) t->scale = find_buf(p, w->scale_shard, w->scale, &t->scale_offset);

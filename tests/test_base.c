@@ -153,6 +153,8 @@ static void test_tables(void **state) {
         assert_int_equal(dsi_dtype_from_name(name, strlen(name) - 1), DSI_DTYPE_NONE);
     }
     assert_int_equal(n_known, 12);
+    assert_string_equal(dsi_dtype_name(DSI_DTYPE_I4), "I4");
+    assert_int_equal(dsi_dtype_from_name("I4", 2), DSI_DTYPE_NONE); /* no file holds it */
     assert_int_equal(dsi_dtype_from_name("F8_E4M3FN", 9), DSI_DTYPE_NONE);
     assert_int_equal(dsi_dtype_from_name("bf16", 4), DSI_DTYPE_NONE);
     assert_int_equal(dsi_dtype_from_name("", 0), DSI_DTYPE_NONE);
@@ -164,6 +166,32 @@ static void test_tables(void **state) {
         assert_string_not_equal(dsi_status_name(status), "DSI_E_UNKNOWN");
         assert_string_not_equal(dsi_status_text(status), dsi_status_text(1));
     }
+}
+
+static void test_row_bytes(void **state) {
+    (void)state;
+    int64_t n = -1;
+    assert_true(dsi_dtype_row_bytes(DSI_DTYPE_BF16, 7, &n) && n == 14);
+    assert_true(dsi_dtype_row_bytes(DSI_DTYPE_I8, 0, &n) && n == 0);
+    assert_true(dsi_dtype_row_bytes(DSI_DTYPE_I4, 0, &n) && n == 0);
+    assert_true(dsi_dtype_row_bytes(DSI_DTYPE_I4, 1, &n) && n == 4); /* whole words */
+    assert_true(dsi_dtype_row_bytes(DSI_DTYPE_I4, 8, &n) && n == 4);
+    assert_true(dsi_dtype_row_bytes(DSI_DTYPE_I4, 9, &n) && n == 8);
+    assert_true(dsi_dtype_row_bytes(DSI_DTYPE_I4, INT64_MAX, &n) && n == (INT64_C(1) << 62));
+    assert_true(dsi_dtype_row_bytes(DSI_DTYPE_I8, INT64_MAX, &n) && n == INT64_MAX);
+    n = 5;
+    assert_false(dsi_dtype_row_bytes(DSI_DTYPE_BF16, INT64_MAX / 2 + 1, &n));
+    assert_false(dsi_dtype_row_bytes(DSI_DTYPE_I8, -1, &n));
+    assert_false(dsi_dtype_row_bytes(99, 1, &n));
+    assert_int_equal(n, 5); /* untouched by a refusal */
+    dsi_scale_span span = dsi_scale_span_of(DSI_SCALE_BLOCK_128, 0, 576);
+    assert_true(span.n == 128 && span.k == 128);
+    span = dsi_scale_span_of(DSI_SCALE_CHANNEL, 0, 576);
+    assert_true(span.n == 1 && span.k == 576);
+    span = dsi_scale_span_of(DSI_SCALE_GROUP, 32, 576);
+    assert_true(span.n == 1 && span.k == 32);
+    span = dsi_scale_span_of(DSI_SCALE_NONE, 32, 576);
+    assert_true(span.n == 0 && span.k == 0);
 }
 
 typedef struct seen_log {
@@ -385,6 +413,7 @@ int main(void) {
         cmocka_unit_test(test_checked_arithmetic),
         cmocka_unit_test(test_sort),
         cmocka_unit_test(test_tables),
+        cmocka_unit_test(test_row_bytes),
         cmocka_unit_test(test_log),
         cmocka_unit_test(test_pool_share),
         cmocka_unit_test(test_pool_sums),

@@ -276,7 +276,8 @@ static void make_case(uint32_t number, char folder[64]) {
 static uint32_t touch(const dsi_weight *w) {
     if (!w->name) return 0;
     uint64_t n = (uint64_t)w->n_out * (uint64_t)w->n_in * dsi_dtype_bytes(w->dtype);
-    return (uint32_t)w->data[0] + w->data[n - 1] + (w->scale ? w->scale[0] > 0 : 0);
+    return (uint32_t)w->data[0] + w->data[n - 1] +
+           (w->scale ? ((const float *)w->scale)[0] > 0 : 0);
 }
 static uint32_t touch_layer(const dsi_layer_weights *l, const dsi_config *config) {
     uint32_t sum = touch(&l->input_layernorm) + touch(&l->o_proj) + touch(&l->q_proj) +

@@ -95,7 +95,7 @@ static double weight_at(const dsi_weight *w, int64_t n, int64_t k) {
     int64_t i = n * w->n_in + k;
     if (w->dtype == DSI_DTYPE_E4M3)
         return (double)dsi_e4m3_to_f32(w->data[i]) *
-               (double)w->scale[n / 128 * ((w->n_in + 127) / 128) + k / 128];
+               (double)((const float *)w->scale)[n / 128 * ((w->n_in + 127) / 128) + k / 128];
     return w->dtype == DSI_DTYPE_F32 ? (double)dsi_load_f32(w->data, i)
                                      : (double)dsi_bf16_to_f32(dsi_load_u16(w->data, i));
 }

@@ -23,7 +23,8 @@ typedef struct dsi_dev dsi_dev;
 typedef struct dsi_buf dsi_buf;
 typedef struct dsi_dev_stream dsi_dev_stream;
 
-/* A view of device memory. ne[0] is the fastest dimension (columns), strides are in elements. */
+/* A view of device memory. ne[0] is the fastest dimension (columns), strides are in elements: in a
+ * weight of I4, whose rows are whole 32-bit words, a multiple of 8. */
 typedef struct dsi_tensor {
     uint32_t struct_size;
     dsi_dtype dtype;
@@ -32,9 +33,11 @@ typedef struct dsi_tensor {
     int64_t ne[4], stride[4];
     dsi_buf *buf;
     uint64_t offset; /* bytes */
-    dsi_buf *scale;  /* quantised weights: f32 multipliers */
+    dsi_buf *scale;  /* quantised weights: their multipliers, as types.h lays them out */
     uint64_t scale_offset;
-    uint32_t scale_kind; /* DSI_SCALE_* */
+    uint32_t scale_kind;   /* DSI_SCALE_* */
+    dsi_dtype scale_dtype; /* F32, BF16 or F16 */
+    uint32_t scale_group;  /* columns of one group if the kind is GROUP */
     uint32_t reserved;
 } dsi_tensor;
 

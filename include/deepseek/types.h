@@ -63,12 +63,21 @@ enum {
 #define DSI_DTYPE_ENUM(name, code, bytes, text) name = code,
     DSI_DTYPE_LIST(DSI_DTYPE_ENUM)
 #undef DSI_DTYPE_ENUM
+    /* A format of weights, never of a tensor in a file: two values per byte. A row of n values is
+     * ceil(n / 8) little-endian 32-bit words, eight values in each, the lowest four bits first;
+     * value = the four bits - 8, from -8 to 7. (The files call the words I32: the "pack-quantized"
+     * layout of compressed-tensors.) */
+    DSI_DTYPE_I4 = 13
 };
 
-/* How a quantised tensor is scaled. E4M3 weights carry one f32 multiplier per 128x128 block. */
-enum { DSI_SCALE_NONE = 0, DSI_SCALE_BLOCK_128 = 1 };
+/* How a quantised weight [n][k] is scaled: w[n][k] = stored * scale[n / group_n][k / group_k], the
+ * scales row-major, partial groups at the ends included.
+ *   BLOCK_128  group_n = group_k = 128   scale [ceil(n/128)][ceil(k/128)]
+ *   CHANNEL    group_n = 1, group_k = k  scale [n][1]
+ *   GROUP      group_n = 1, group_k = g  scale [n][ceil(k/g)] */
+enum { DSI_SCALE_NONE = 0, DSI_SCALE_BLOCK_128 = 1, DSI_SCALE_CHANNEL = 2, DSI_SCALE_GROUP = 3 };
 
-#define DSI_BLOCK 128    /* rows and columns of an FP8 scale block */
+#define DSI_BLOCK 128    /* rows and columns of a scale block */
 #define DSI_PAGE_ROWS 64 /* tokens in one page of the KV cache */
 
 #endif

@@ -59,7 +59,8 @@ DSI_CPU_OP(gather_rows)
 
 /* ---- Helpers (cpu_tensor.c) */
 
-/* Host address of element (row, column) of a 2-D view, or of a weight's first byte. */
+/* Host address of element (row, column) of a 2-D view, or of a weight's first byte; of I4, where
+ * two share a byte, of an even column. */
 void *dsi_cpu_at(const dsi_tensor *t, int64_t row, int64_t column);
 static inline void *dsi_cpu_data(const dsi_tensor *t) { return t->buf->data + t->offset; }
 static inline int64_t dsi_cpu_rows(const dsi_tensor *t) { return t->n_dims < 2 ? 1 : t->ne[1]; }

@@ -2,11 +2,10 @@
 #include "cpu.h"
 #include <string.h>
 
-static int64_t element_bytes(dsi_dtype dtype) { return (int64_t)dsi_dtype_bytes(dtype); }
-
 void *dsi_cpu_at(const dsi_tensor *t, int64_t row, int64_t column) {
     int64_t elements = row * t->stride[1] + column;
-    return (uint8_t *)dsi_cpu_data(t) + elements * element_bytes(t->dtype);
+    int64_t bytes = t->dtype == DSI_DTYPE_I4 ? elements / 2 : elements * dsi_dtype_bytes(t->dtype);
+    return (uint8_t *)dsi_cpu_data(t) + bytes;
 }
 
 bool dsi_cpu_weight_ok(const dsi_tensor *w) {
@@ -15,8 +14,8 @@ bool dsi_cpu_weight_ok(const dsi_tensor *w) {
     return w->dtype == DSI_DTYPE_BF16 || w->dtype == DSI_DTYPE_F16 || w->dtype == DSI_DTYPE_F32;
 }
 
-static const float *scale_data(const dsi_tensor *w) {
-    return w->scale ? (const float *)(const void *)(w->scale->data + w->scale_offset) : NULL;
+static const void *scale_data(const dsi_tensor *w) {
+    return w->scale ? w->scale->data + w->scale_offset : NULL;
 }
 
 dsi_matmul_fn dsi_cpu_matmul(const dsi_dev *dev, const dsi_tensor *w, dsi_dtype x_dtype,

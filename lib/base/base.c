@@ -130,7 +130,33 @@ uint32_t dsi_dtype_bytes(dsi_dtype dtype) {
     }
 }
 
+bool dsi_dtype_row_bytes(dsi_dtype dtype, int64_t n, int64_t *n_bytes) {
+    uint64_t width = dsi_dtype_bytes(dtype), count = (uint64_t)n, bytes = 0;
+    if (n < 0) return false;
+    if (dtype == DSI_DTYPE_I4) {
+        count = (uint64_t)n / 8 + (n % 8 != 0);
+        width = 4;
+    }
+    if (width == 0 || !dsi_mul_ok(count, width, &bytes) || bytes > INT64_MAX) return false;
+    *n_bytes = (int64_t)bytes;
+    return true;
+}
+
+dsi_scale_span dsi_scale_span_of(uint32_t kind, uint32_t group, int64_t n_in) {
+    switch (kind) {
+    case DSI_SCALE_BLOCK_128:
+        return (dsi_scale_span){DSI_BLOCK, DSI_BLOCK};
+    case DSI_SCALE_CHANNEL:
+        return (dsi_scale_span){1, n_in};
+    case DSI_SCALE_GROUP:
+        return (dsi_scale_span){1, group};
+    default:
+        return (dsi_scale_span){0, 0};
+    }
+}
+
 const char *dsi_dtype_name(dsi_dtype dtype) {
+    if (dtype == DSI_DTYPE_I4) return "I4";
     switch (dtype) {
 #define DTYPE_NAME(name, code, bytes, text)                                                        \
     case name:                                                                                     \

@@ -57,11 +57,21 @@ static inline int64_t dsi_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / 
  * allocator. Never worse than n log n; equal items come out in any order. */
 void dsi_sort(void *items, uint64_t n, uint64_t size, int (*compare)(const void *, const void *));
 
-/* Bytes of one element of `dtype`, 0 if the code is unknown; its safetensors name, "?" if unknown;
- * the code of a safetensors name, DSI_DTYPE_NONE if unknown. */
+/* Bytes of one element of `dtype`, 0 if the code is unknown or an element is no whole number of
+ * bytes (I4); its safetensors name ("I4" for that one), "?" if unknown; the code of a safetensors
+ * name, DSI_DTYPE_NONE if unknown. */
 uint32_t dsi_dtype_bytes(dsi_dtype dtype);
+/* Bytes of a row of n elements, I4 in whole 32-bit words; false if the code is unknown, n is
+ * negative, or the number passes 2^63. */
+bool dsi_dtype_row_bytes(dsi_dtype dtype, int64_t n, int64_t *n_bytes);
 const char *dsi_dtype_name(dsi_dtype dtype);
 dsi_dtype dsi_dtype_from_name(const char *name, size_t n_bytes);
+/* Rows and columns of the weight that share one scale; `group` is the size of GROUP. Both are 0 if
+ * `kind` is DSI_SCALE_NONE or unknown. */
+typedef struct dsi_scale_span {
+    int64_t n, k;
+} dsi_scale_span;
+dsi_scale_span dsi_scale_span_of(uint32_t kind, uint32_t group, int64_t n_in);
 
 /* ---- Log: a caller's function or nothing. */
 typedef struct dsi_log {

@@ -111,13 +111,17 @@ double dsi_softmax_scale(const dsi_config *config);
 typedef struct dsi_weight {
     const char *name;    /* official name without ".weight"; NULL: absent */
     const uint8_t *data; /* mapped [n_out][n_in], row-major; 1-D: n_out = 1, n_in = n */
-    dsi_dtype dtype;     /* E4M3, BF16, F16, F32; 1-D: never E4M3 */
+    dsi_dtype dtype;     /* E4M3, I8, I4, BF16, F16, F32; 1-D: one of the last three */
     uint32_t shard;      /* place in the files; data may point to a copy (dsi_weights.copies) */
     uint64_t file_offset;
     int64_t n_out, n_in;
-    const float *scale;  /* E4M3: [ceil(n_out/128)][ceil(n_in/128)] multipliers; else NULL */
-    uint64_t scale_offset; /* place of the scales in their shard */
+    const void *scale;   /* E4M3, I8, I4: multipliers as scale_kind lays them out; else NULL */
+    uint32_t scale_kind; /* DSI_SCALE_* */
+    uint32_t scale_group;  /* columns of one group if the kind is GROUP */
+    dsi_dtype scale_dtype; /* F32, BF16 or F16: as they lie in the file */
     uint32_t scale_shard;
+    uint64_t scale_offset; /* place of the scales in their shard */
+    int64_t scale_rows, scale_columns; /* 0 if there are none */
 } dsi_weight;
 typedef struct dsi_mlp_weights {
     dsi_weight gate_proj, up_proj, down_proj;

@@ -83,7 +83,7 @@ static dsi_status make_copies(binder *b) {
         uint8_t *to = block + c->offset;
         memcpy(to, dsi_checkpoint_data(b->checkpoint, c->tensor), c->tensor->n_bytes);
         if (c->scale)
-            c->weight->scale = (const float *)(const void *)to;
+            c->weight->scale = to;
         else
             c->weight->data = to;
     }
@@ -148,10 +148,14 @@ static dsi_status bind_scale(binder *b, dsi_weight *w) {
     if (t->dtype != DSI_DTYPE_F32)
         return dsi_fail(b->error, DSI_E_UNSUPPORTED, "%s: tensor \"%s\" is %s; scales must be F32",
                         shard_of(b, t), t->name, dsi_dtype_name(t->dtype));
+    w->scale_kind = DSI_SCALE_BLOCK_128;
+    w->scale_dtype = t->dtype;
+    w->scale_rows = t->shape[0];
+    w->scale_columns = t->shape[1];
     w->scale_shard = t->shard;
     w->scale_offset = t->file_offset;
-    if (t->file_offset % sizeof(float) != 0) return plan_copy(b, t, w, true);
-    w->scale = (const float *)(const void *)dsi_checkpoint_data(b->checkpoint, t);
+    w->scale = dsi_checkpoint_data(b->checkpoint, t);
+    if (t->file_offset % dsi_dtype_bytes(t->dtype) != 0) return plan_copy(b, t, w, true);
     return DSI_OK;
 }
 
