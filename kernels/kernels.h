@@ -99,6 +99,8 @@ typedef struct dsi_attend_args {
     int64_t o_stride;
     int64_t n_q, d0, d1, dv;
     float scale;
+    const void *next;   /* a hint: what will be read after this call, brought closer meanwhile */
+    int64_t next_bytes; /* 0: nothing is known */
 } dsi_attend_args;
 typedef void (*dsi_attend_fn)(const dsi_attend_args *args);
 

@@ -9,6 +9,7 @@
 #include <immintrin.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 /* vdpbf16ps takes denormal inputs as zero and makes denormal results zero, keeping the sign. */
 static inline __m512 dsi_double_flush(__m512 value) {
@@ -62,6 +63,23 @@ static inline __m512i dsi_double_permutex2var_epi8(__m512i low, __m512i index, _
     return _mm512_loadu_si512(indices);
 }
 
+/* vcvtne2ps2bf16: bf16 of the 32 lanes low, high, rounded to nearest even; denormals become zero, a
+ * NaN quiet. */
+static inline __m512i dsi_double_cvtne2ps_pbh(__m512 high, __m512 low) {
+    float from[32];
+    uint16_t to[32];
+    _mm512_storeu_ps(from, dsi_double_flush(low));
+    _mm512_storeu_ps(from + 16, dsi_double_flush(high));
+    for (int i = 0; i < 32; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, sizeof bits);
+        bool nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
+        to[i] = (uint16_t)((nan ? bits | 0x00400000u : bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+    }
+    return _mm512_loadu_si512(to);
+}
+
+#define _mm512_cvtne2ps_pbh dsi_double_cvtne2ps_pbh
 #define _mm512_dpbf16_ps(sum, a, b) dsi_double_dpbf16_ps((sum), (__m512i)(a), (__m512i)(b))
 #define _mm512_permutex2var_epi8 dsi_double_permutex2var_epi8
 #define dsi_matmul_fp8_bf16__avx512bf16 dsi_matmul_fp8_bf16__avx512bf16_double

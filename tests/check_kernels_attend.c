@@ -56,6 +56,8 @@ static void fill_block(check_run *run, attention *a) {
     g->v = matrix(run, SLOT_V, a->format, a->rows, g->dv, g->v_stride,
                   a->special == LARGE_VALUES ? 1e30 : 1);
     if (a->rows == 0) return;
+    g->next = g->v; /* a hint, which may be wrong: no result depends on it */
+    g->next_bytes = check_below(run, 2) * check_below(run, 1 << 20);
     int64_t row = check_below(run, a->rows);
     if (a->special == NAN_IN_K)
         check_put(a->format, (void *)(uintptr_t)g->k0, row * g->k0_stride + check_below(run, g->d0),
@@ -77,6 +79,7 @@ static attention make_attention(check_run *run, int64_t n_q, int64_t d0, int64_t
     g->q_stride = padded(run, d0 + d1), g->k0_stride = padded(run, d0);
     g->k1_stride = padded(run, d1), g->v_stride = padded(run, dv), g->o_stride = padded(run, dv);
     g->scale = (float)(1 / sqrt((double)(d0 + d1)));
+    g->next = NULL, g->next_bytes = 0;
     /* m and l of a query may lie apart; the floats between them are not ours. */
     g->state_stride = 1 + check_below(run, 3);
     int64_t n = n_q > 0 ? (n_q - 1) * g->state_stride + 1 : 0;
@@ -236,4 +239,8 @@ void check_attend(check_run *run) {
     check_attention(run, 9, 128, 64, 128); /* DeepSeek-V3, expanded */
     check_attention(run, 4, 48, 32, 40);
     check_attention(run, 33, 24, 8, 24);
+    check_attention(run, 7, 193, 5, 66); /* more elements than a kernel packs at a time */
+    check_attention(run, 3, 190, 200, 1);
+    check_attention(run, 131, 40, 3, 65); /* more queries than one takes at a time */
+    check_attention(run, 257, 7, 0, 17);
 }

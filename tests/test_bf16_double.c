@@ -33,9 +33,16 @@ static void native_lookup(const uint8_t *table, const uint8_t *index, uint8_t *o
     __m512i low = _mm512_loadu_si512(table), high = _mm512_loadu_si512(table + 64);
     _mm512_storeu_si512(out, _mm512_permutex2var_epi8(low, _mm512_loadu_si512(index), high));
 }
+static void native_round(const uint32_t *x, uint16_t *out) {
+    _mm512_storeu_si512(out,
+                        (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x)));
+}
 
 #include "bf16_double.h"
 
+static void double_round(const uint32_t *x, uint16_t *out) {
+    _mm512_storeu_si512(out, dsi_double_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x)));
+}
 static void double_dot(const uint32_t *sum, const uint32_t *a, const uint32_t *b, uint32_t *out) {
     __m512 r =
         dsi_double_dpbf16_ps(_mm512_loadu_ps(sum), _mm512_loadu_si512(a), _mm512_loadu_si512(b));
@@ -126,8 +133,33 @@ static void test_lookup(void **state) {
     }
 }
 
+static void test_round(void **state) {
+    (void)state;
+    if ((dsi_isa_detect() & DSI_ISA_AVX512BF16) == 0) skip();
+    uint32_t x[2 * LANES];
+    uint16_t native[2 * LANES], ours[2 * LANES];
+    uint64_t n_nan = 0, n_zero = 0;
+    for (int round = 0; round < 100000; round++) {
+        for (int i = 0; i < 2 * LANES; i++) {
+            x[i] = (uint32_t)random_bits();
+            if (round % 4 == 1) x[i] = (x[i] & 0xFFFF0000u) | 0x8000u; /* half way */
+            if (round % 4 == 2) x[i] = (x[i] & 0x80FFFFFFu);           /* denormal, or nearly */
+            if (round % 4 == 3) x[i] |= 0x7F000000u;                   /* large, infinite, NaN */
+        }
+        native_round(x, native);
+        double_round(x, ours);
+        assert_memory_equal(native, ours, sizeof ours);
+        for (int i = 0; i < 2 * LANES; i++) {
+            n_nan += (native[i] & 0x7FFFu) > 0x7F80u;
+            n_zero += (native[i] & 0x7FFFu) == 0;
+        }
+    }
+    assert_true(n_zero > 1000 && n_nan > 1000);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_dot), cmocka_unit_test(test_lookup)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_dot), cmocka_unit_test(test_lookup),
+                                       cmocka_unit_test(test_round)};
     return cmocka_run_group_tests_name("bf16_double", tests, NULL, NULL);
 }
 

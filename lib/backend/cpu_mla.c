@@ -132,7 +132,7 @@ void dsi_cpu_mla_absorb_v_run(const dsi_cpu_run *run) {
 /* ---- attention on latents, absorbed rows
  * ------------------------------------------------------------- */
 
-enum { HEADS_AT_ONCE = 16 }; /* heads that share one read of a page */
+enum { HEADS_AT_ONCE = 64 }; /* heads that share one read of a page */
 
 static int64_t attend_share(const mla_shape *s) {
     return dsi_cpu_round_up(HEADS_AT_ONCE * s->kv_lora * 4, 64);
@@ -170,9 +170,12 @@ static void attend_heads(const dsi_cpu_run *run, const mla_shape *s, float *sums
                          .dv = s->kv_lora,
                          .scale = s->scale};
     dsi_attend_fn attend = dsi_cpu_attend(run->dev, q->dtype);
+    int64_t page_bytes = DSI_PAGE_ROWS * pages->stride[1] * dsi_dtype_bytes(pages->dtype);
     for (int64_t p = 0; p * DSI_PAGE_ROWS <= s->batch->position[r]; p++) {
         for (int64_t i = 0; i < a.n_q; i++) limit[i] = dsi_cpu_visible_rows(s->batch, r, p);
         a.k0 = a.v = dsi_cpu_at(pages, dsi_cpu_page_row(s->batch, r, p), 0);
+        a.next_bytes = (p + 1) * DSI_PAGE_ROWS <= s->batch->position[r] ? page_bytes : 0;
+        if (a.next_bytes) a.next = dsi_cpu_at(pages, dsi_cpu_page_row(s->batch, r, p + 1), 0);
         attend(&a);
     }
     for (int64_t i = 0; i < a.n_q; i++) {
