@@ -161,6 +161,7 @@ void dsi_model_close(dsi_model *model) {
     dsi_tokenizer_free(model->tokenizer);
     dsi_weights_free(&model->weights);
     dsi_checkpoint_close(&model->checkpoint);
+    dsi_config_free(&model->config);
     dsi_sys_free(model);
 }
 
@@ -238,9 +239,11 @@ static uint64_t count_mtp(const dsi_model *model) {
     uint64_t params = 0;
     for (uint32_t i = 0; i < model->checkpoint.n_tensors; i++) {
         const dsi_file_tensor *t = &model->checkpoint.tensors[i];
-        if (!dsi_tensor_is_mtp(&model->config, t->name, NULL) || strstr(t->name, "_scale_inv"))
+        if (!dsi_tensor_is_mtp(&model->config, t->name, NULL) || strstr(t->name, ".weight_scale") ||
+            strstr(t->name, ".weight_shape"))
             continue;
-        params += t->n_bytes / dsi_dtype_bytes(t->dtype);
+        uint64_t n = t->n_bytes / dsi_dtype_bytes(t->dtype);
+        params += strstr(t->name, ".weight_packed") ? 8 * n : n;
     }
     return params;
 }

@@ -141,7 +141,7 @@ static const bad_config bad_configs[] = {
     {"layer_types_count", QWEN, "\"full_attention\",", "", DSI_E_MODEL, "layer_types is an array"},
 
     {"quant_method", V3, "\"quant_method\": \"fp8\"", "\"quant_method\": \"awq\"", UNSUPPORTED,
-     "quant_method is \"awq\"; only \"fp8\""},
+     "quant_method is \"awq\"; supported are \"fp8\""},
     {"quant_fmt", V3, "e4m3", "e5m2", UNSUPPORTED, "fmt is \"e5m2\""},
     {"quant_static", V3, "dynamic", "static", UNSUPPORTED, "activation_scheme is \"static\""},
     {"quant_block", V3, "[ 128, 128 ]", "[32, 32]", UNSUPPORTED, "only [128, 128]"},
@@ -149,8 +149,8 @@ static const bad_config bad_configs[] = {
      "weight_block_size is missing"},
     {"quant_text", V3, "\"quantization_config\": {", "\"quantization_config\": 7, \"x\": {",
      UNSUPPORTED, "quant_method is missing"},
-    {"compression_config", V3, "\"use_cache\": true", "\"compression_config\": {}", UNSUPPORTED,
-     "compression_config is an object"},
+    {"compression_config", V3, "\"use_cache\": true", "\"compression_config\": {}", DSI_E_MODEL,
+     "compression_config is an object; quantization_config is there too"},
 
     {"rope_type_unknown", YARN, "\"rope_type\": \"yarn\"", "\"rope_type\": \"longrope\"",
      UNSUPPORTED, "rope_type is \"longrope\"; supported are default, yarn and llama3"},
@@ -255,7 +255,8 @@ static void test_v3_values(void **state) {
     assert_int_equal(c.moe_layer_freq, 1);
     assert_int_equal(c.router, DSI_ROUTER_NOAUX_TC);
     assert_int_equal(c.scoring, DSI_SCORING_SIGMOID);
-    assert_true(c.norm_topk_prob && c.fp8 && !c.tie_word_embeddings && !c.attention_bias);
+    assert_true(c.norm_topk_prob && !c.tie_word_embeddings && !c.attention_bias);
+    assert_int_equal(c.quantization.dtype, DSI_DTYPE_E4M3);
     assert_near(c.routed_scaling_factor, 2.5, 0);
     assert_near(c.rms_norm_eps, 1e-6, 0);
     assert_int_equal(c.bos_token, 0);
@@ -291,7 +292,7 @@ static void test_defaults_of_the_rows(void **state) {
         &error);
     assert_int_equal(c.router, DSI_ROUTER_NONE);
     assert_ok(load_changed(V3, "e4m3\"", "e4m3\", \"scale_fmt\": \"ue8m0\"", &c, &error), &error);
-    assert_true(c.fp8);
+    assert_int_equal(c.quantization.dtype, DSI_DTYPE_E4M3);
     assert_ok(dsi_config_load(GOLDEN "v2-lite", &c, &error), &error);
     assert_int_equal(c.q_lora_rank, 0);
     assert_int_equal(c.router, DSI_ROUTER_GREEDY);

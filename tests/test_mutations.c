@@ -275,9 +275,11 @@ static void make_case(uint32_t number, char folder[64]) {
 /* Reads the ends of a bound weight: under a sanitizer or a guard page a wrong extent shows. */
 static uint32_t touch(const dsi_weight *w) {
     if (!w->name) return 0;
-    uint64_t n = (uint64_t)w->n_out * (uint64_t)w->n_in * dsi_dtype_bytes(w->dtype);
-    return (uint32_t)w->data[0] + w->data[n - 1] +
-           (w->scale ? ((const float *)w->scale)[0] > 0 : 0);
+    int64_t n = 0, n_scale = w->scale_rows * w->scale_columns * dsi_dtype_bytes(w->scale_dtype);
+    const uint8_t *scale = w->scale;
+    assert_true(dsi_dtype_row_bytes(w->dtype, w->n_in, &n));
+    n *= w->n_out;
+    return (uint32_t)w->data[0] + w->data[n - 1] + (scale ? scale[0] + scale[n_scale - 1] : 0);
 }
 static uint32_t touch_layer(const dsi_layer_weights *l, const dsi_config *config) {
     uint32_t sum = touch(&l->input_layernorm) + touch(&l->o_proj) + touch(&l->q_proj) +
@@ -301,7 +303,10 @@ static dsi_status try_case(const char *folder, dsi_error *error) {
     dsi_status status = dsi_config_load(folder, &config, error);
     if (status) return status;
     status = dsi_checkpoint_open(folder, NULL, NULL, &checkpoint, error);
-    if (status) return status;
+    if (status) {
+        dsi_config_free(&config);
+        return status;
+    }
     status = dsi_weights_bind(&checkpoint, &config, &weights, error);
     if (!status) {
         sink += touch(&weights.embed_tokens) + touch(&weights.lm_head);
@@ -314,6 +319,7 @@ static dsi_status try_case(const char *folder, dsi_error *error) {
     }
     dsi_weights_free(&weights);
     dsi_checkpoint_close(&checkpoint);
+    dsi_config_free(&config);
     return status;
 }
 

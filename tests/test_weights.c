@@ -37,6 +37,7 @@ static dsi_status open_model(const char *dir, model *m, dsi_error *error) {
 static void close_model(model *m) {
     dsi_weights_free(&m->weights);
     dsi_checkpoint_close(&m->checkpoint);
+    dsi_config_free(&m->config);
 }
 
 /* The golden checkpoint with one change in its header and, if config_from is set, one in its

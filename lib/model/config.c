@@ -226,35 +226,6 @@ static dsi_status check_features(const dsi_config_reader *r, const dsi_config *c
                           "MLA rotates interleaved pairs; only true is supported");
 }
 
-static dsi_status read_quantization(const dsi_config_reader *r, dsi_config *c) {
-    uint32_t other = dsi_config_get(r, 0, "compression_config");
-    if (other != DSI_JSON_NONE)
-        return dsi_config_bad(r, DSI_E_UNSUPPORTED, "compression_config", other,
-                              "supported are unquantised and FP8 (quantization_config) weights");
-    uint32_t node = dsi_config_get(r, 0, "quantization_config");
-    if (node == DSI_JSON_NONE) return DSI_OK;
-    const dsi_json *json = r->json;
-    uint32_t method = dsi_config_get(r, node, "quant_method");
-    if (!dsi_json_string_is(json, method, "fp8"))
-        return dsi_config_bad(r, DSI_E_UNSUPPORTED, "quantization_config.quant_method", method,
-                              "only \"fp8\" is supported");
-    dsi_status status = dsi_config_must_be(r, node, "fmt", "e4m3");
-    if (!status) status = dsi_config_must_be(r, node, "activation_scheme", "dynamic");
-    /* ue8m0 says that the scales are powers of two; they are stored as F32 all the same. */
-    if (!status) status = dsi_config_must_be(r, node, "scale_fmt", "ue8m0");
-    if (status) return status;
-    uint32_t block = dsi_config_get(r, node, "weight_block_size");
-    uint64_t rows = 0, columns = 0;
-    if (block == DSI_JSON_NONE || json->nodes[block].kind != DSI_JSON_ARRAY ||
-        json->nodes[block].n_items != 2 || !dsi_json_u64(json, block + 1, &rows) ||
-        !dsi_json_u64(json, json->nodes[block + 1].end, &columns) || rows != DSI_BLOCK ||
-        columns != DSI_BLOCK)
-        return dsi_config_bad(r, DSI_E_UNSUPPORTED, "quantization_config.weight_block_size", block,
-                              "only [128, 128] is supported");
-    c->fp8 = true;
-    return DSI_OK;
-}
-
 /* ---- Attention and router ------------------------------------------------------------------- */
 
 static dsi_status check_attention(const dsi_config_reader *r, dsi_config *c) {
@@ -409,7 +380,7 @@ static dsi_status read_config(const dsi_config_reader *r, dsi_config *c) {
     dsi_status status = read_arch(r, c);
     if (!status) status = read_fields(r, c);
     if (!status) status = check_features(r, c);
-    if (!status) status = read_quantization(r, c);
+    if (!status) status = dsi_config_quantization(r, c);
     if (!status) status = check_attention(r, c);
     if (!status) status = read_router(r, c);
     if (!status) status = dsi_config_rope(r, c);
@@ -454,6 +425,13 @@ dsi_status dsi_config_load(const char *dir, dsi_config *config, dsi_error *error
     if (!status) status = read_json_file(path, read_config, config, error);
     if (!status) status = dsi_path_join(path, dir, "generation_config.json", error);
     if (!status) status = dsi_sys_look(path, &sort, error);
-    if (status || sort != DSI_SORT_FILE) return status;
-    return read_json_file(path, read_end_tokens, config, error);
+    if (!status && sort == DSI_SORT_FILE)
+        status = read_json_file(path, read_end_tokens, config, error);
+    if (status) dsi_config_free(config);
+    return status;
+}
+
+void dsi_config_free(dsi_config *config) {
+    dsi_sys_free(config->quantization.ignored);
+    *config = (dsi_config){0};
 }

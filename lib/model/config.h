@@ -32,4 +32,7 @@ dsi_status dsi_config_must_be(const dsi_config_reader *r, uint32_t parent, const
 /* rope_theta, rope_scaling (old style), rope_parameters (new style) -> config->rope. */
 dsi_status dsi_config_rope(const dsi_config_reader *r, dsi_config *config);
 
+/* quantization_config -> config->quantization (config_quant.c). */
+dsi_status dsi_config_quantization(const dsi_config_reader *r, dsi_config *config);
+
 #endif

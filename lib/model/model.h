@@ -76,6 +76,20 @@ typedef struct dsi_rope_config {
     double low_freq_factor, high_freq_factor;                              /* llama3 */
 } dsi_rope_config;
 
+/* How the matrices of a checkpoint are stored: quantization_config. Each tensor states its own type
+ * all the same, so matrices that are left out of it are BF16, F16 or F32 beside quantised ones. */
+typedef struct dsi_quantization {
+    dsi_dtype dtype;     /* E4M3, I8, I4; NONE: nothing is quantised */
+    uint32_t scale_kind; /* DSI_SCALE_* */
+    uint32_t scale_group;
+    const char *scale_name; /* "weight_scale_inv" or "weight_scale" */
+    char *ignored;          /* names and "re:" patterns of plain modules, one zero-terminated */
+    uint32_t n_ignored;     /* text behind the other; owned */
+} dsi_quantization;
+/* Is `name` (a module without ".weight") what `pattern`, a name or "re:" and a pattern, stands
+ * for? */
+bool dsi_quantization_matches(const char *pattern, const char *name);
+
 typedef struct dsi_config {
     const dsi_arch *arch;
     uint32_t hidden_size, n_layers, vocab_size, intermediate_size, max_position;
@@ -90,14 +104,15 @@ typedef struct dsi_config {
     double routed_scaling_factor, rms_norm_eps;
     dsi_rope_config rope;
     uint32_t n_mtp_layers;
-    bool fp8; /* quantization_config: fp8, e4m3, 128x128 */
+    dsi_quantization quantization;
     int32_t bos_token, eos_tokens[8]; /* -1: absent */
     uint32_t n_eos_tokens;
 } dsi_config;
 /* dir/config.json (old and new key style) and, where present, dir/generation_config.json for the
  * end tokens. Every number is limited: layers <= 256, experts <= 1024, hidden <= 65536,
- * vocabulary <= 1 M, heads <= 1024. */
+ * vocabulary <= 1 M, heads <= 1024. Freed with dsi_config_free; empty after a failure. */
 dsi_status dsi_config_load(const char *dir, dsi_config *config, dsi_error *error);
+void dsi_config_free(dsi_config *config);
 
 /* inv_freq[dim/2] of the rope and the factor on cos and sin: default, YaRN, llama3, by the formulas
  * of transformers' modeling_rope_utils.py (rope.c states them). */

@@ -93,27 +93,11 @@ static dsi_status make_copies(binder *b) {
 /* ---- One tensor ----------------------------------------------------------------------------- */
 
 /* Which types a place takes, beside BF16, F16, F32. */
-enum { PLAIN = 0, MAY_BE_E4M3 = 1 };
+enum { PLAIN = 0, MAY_BE_QUANTISED = 1 };
 
-/* Type and shape; n_out 0: 1-D of n_in. */
-static dsi_status check_tensor(binder *b, const dsi_file_tensor *t, int64_t n_out, int64_t n_in,
-                               uint32_t types) {
-    bool e4m3 = t->dtype == DSI_DTYPE_E4M3, may_be_e4m3 = types & MAY_BE_E4M3;
-    bool plain =
-        t->dtype == DSI_DTYPE_BF16 || t->dtype == DSI_DTYPE_F16 || t->dtype == DSI_DTYPE_F32;
-    if (!plain && !(e4m3 && may_be_e4m3))
-        return dsi_fail(b->error, DSI_E_UNSUPPORTED,
-                        "%s: tensor \"%s\" is %s; this weight must be BF16, F16%s", shard_of(b, t),
-                        t->name, dsi_dtype_name(t->dtype),
-                        may_be_e4m3 ? ", F32 or F8_E4M3" : " or F32");
-    if (e4m3 && !b->config->fp8)
-        return dsi_fail(b->error, DSI_E_MODEL,
-                        "%s: tensor \"%s\" is F8_E4M3, but config.json has no quantization_config "
-                        "that says so",
-                        shard_of(b, t), t->name);
-    int64_t shape[2] = {n_out, n_in}, *expected = n_out ? shape : shape + 1;
-    uint32_t n_dims = n_out ? 2 : 1;
-    if (t->n_dims == n_dims && memcmp(t->shape, expected, n_dims * sizeof *shape) == 0)
+static dsi_status check_shape(binder *b, const dsi_file_tensor *t, const int64_t *expected,
+                              uint32_t n_dims) {
+    if (t->n_dims == n_dims && memcmp(t->shape, expected, n_dims * sizeof *expected) == 0)
         return DSI_OK;
     char is[96], wanted[96];
     print_shape(t->shape, t->n_dims, is);
@@ -121,6 +105,26 @@ static dsi_status check_tensor(binder *b, const dsi_file_tensor *t, int64_t n_ou
     return dsi_fail(b->error, DSI_E_MODEL,
                     "%s: tensor \"%s\" has shape [%s], config.json makes it [%s]", shard_of(b, t),
                     t->name, is, wanted);
+}
+
+/* Type and shape; n_out 0: 1-D of n_in. */
+static dsi_status check_tensor(binder *b, const dsi_file_tensor *t, int64_t n_out, int64_t n_in,
+                               uint32_t types) {
+    bool quantised = t->dtype == DSI_DTYPE_E4M3 || t->dtype == DSI_DTYPE_I8;
+    bool plain =
+        t->dtype == DSI_DTYPE_BF16 || t->dtype == DSI_DTYPE_F16 || t->dtype == DSI_DTYPE_F32;
+    if (!plain && !(quantised && (types & MAY_BE_QUANTISED)))
+        return dsi_fail(b->error, DSI_E_UNSUPPORTED,
+                        "%s: tensor \"%s\" is %s; this weight must be BF16, F16%s", shard_of(b, t),
+                        t->name, dsi_dtype_name(t->dtype),
+                        types & MAY_BE_QUANTISED ? ", F32, F8_E4M3 or I8" : " or F32");
+    if (quantised && b->config->quantization.dtype != t->dtype)
+        return dsi_fail(b->error, DSI_E_MODEL,
+                        "%s: tensor \"%s\" is %s, but config.json has no quantization_config "
+                        "that says so",
+                        shard_of(b, t), t->name, dsi_dtype_name(t->dtype));
+    const int64_t shape[2] = {n_out, n_in};
+    return n_out ? check_shape(b, t, shape, 2) : check_shape(b, t, shape + 1, 1);
 }
 
 static dsi_status find_tensor(binder *b, const char *name, const dsi_file_tensor **t) {
@@ -134,53 +138,180 @@ static dsi_status find_tensor(binder *b, const char *name, const dsi_file_tensor
     return DSI_OK;
 }
 
-/* The F32 multipliers of an E4M3 weight: one per block of 128 x 128, partial blocks too (the last
- * row block of DeepSeek-V3's kv_a_proj_with_mqa, 576 rows, is half full). */
-static dsi_status bind_scale(binder *b, dsi_weight *w) {
-    char name[DSI_NAME_BYTES + 1];
-    const dsi_file_tensor *t;
-    snprintf(name, sizeof name, "%s.weight_scale_inv", w->name);
-    dsi_status status = find_tensor(b, name, &t);
+/* Takes the name of `w` out of the names' storage, `full_name` without `tail`. */
+static void name_weight(binder *b, dsi_weight *w, const char *full_name, const char *tail) {
+    size_t length = strlen(full_name), cut = strlen(tail);
+    if (length > cut && strcmp(full_name + length - cut, tail) == 0) length -= cut;
+    memcpy(b->names_end, full_name, length); /* the block is zeroed and holds every name once */
+    w->name = b->names_end;
+    b->names_end += length + 1;
+}
+
+/* ---- A quantised tensor --------------------------------------------------------------------- */
+
+/* A companion "<weight>.<tail>" that this library does not compute with. */
+static dsi_status refuse_companion(binder *b, const dsi_weight *w, const char *tail,
+                                   const char *what) {
+    char name[DSI_NAME_BYTES + 32];
+    snprintf(name, sizeof name, "%s.%s", w->name, tail);
+    const dsi_file_tensor *t = dsi_checkpoint_find(b->checkpoint, name);
+    if (!t) return DSI_OK;
+    return dsi_fail(b->error, DSI_E_UNSUPPORTED, "%s: tensor \"%s\": %s", shard_of(b, t), t->name,
+                    what);
+}
+
+static dsi_status refuse_companions(binder *b, const dsi_weight *w) {
+    dsi_status status =
+        refuse_companion(b, w, "weight_zero_point",
+                         "weights with a zero point are not supported; quantise symmetrically");
     if (!status)
-        status = check_tensor(b, t, dsi_ceil_div(w->n_out, DSI_BLOCK),
-                              dsi_ceil_div(w->n_in, DSI_BLOCK), PLAIN);
+        status = refuse_companion(b, w, "weight_g_idx",
+                                  "columns out of order are not supported; quantise with actorder "
+                                  "null, \"weight\" or \"static\"");
+    if (!status)
+        status = refuse_companion(b, w, "input_scale",
+                                  "activations with scales in the file are not supported; quantise "
+                                  "with dynamic activations");
+    return status;
+}
+
+/* The file's own list says that this weight is plain. */
+static dsi_status refuse_ignored(binder *b, const dsi_weight *w) {
+    const dsi_quantization *q = &b->config->quantization;
+    const char *pattern = q->ignored;
+    for (uint32_t i = 0; i < q->n_ignored; i++, pattern += strlen(pattern) + 1) {
+        if (strncmp(pattern, "re:", 3) == 0 && dsi_quantization_matches(pattern, w->name))
+            return dsi_fail(
+                b->error, DSI_E_MODEL,
+                "%s: \"%s\" is quantised, but quantization_config.ignore in config.json "
+                "has \"%s\", which says that it is not",
+                main_file(b->checkpoint), w->name, pattern);
+    }
+    return DSI_OK;
+}
+
+/* The multipliers of a quantised weight, partial blocks and groups included (the last row block of
+ * DeepSeek-V3's kv_a_proj_with_mqa, 576 rows, is half full). Those of FP8 are F32. */
+static dsi_status bind_scale(binder *b, dsi_weight *w) {
+    const dsi_quantization *q = &b->config->quantization;
+    char name[DSI_NAME_BYTES + 32];
+    const dsi_file_tensor *t;
+    snprintf(name, sizeof name, "%s.%s", w->name, q->scale_name);
+    dsi_status status = find_tensor(b, name, &t);
     if (status) return status;
-    if (t->dtype != DSI_DTYPE_F32)
-        return dsi_fail(b->error, DSI_E_UNSUPPORTED, "%s: tensor \"%s\" is %s; scales must be F32",
-                        shard_of(b, t), t->name, dsi_dtype_name(t->dtype));
-    w->scale_kind = DSI_SCALE_BLOCK_128;
+    dsi_scale_span span = dsi_scale_span_of(q->scale_kind, q->scale_group, w->n_in);
+    const int64_t shape[2] = {dsi_ceil_div(w->n_out, span.n), dsi_ceil_div(w->n_in, span.k)};
+    bool flat = q->scale_kind == DSI_SCALE_CHANNEL && t->n_dims == 1; /* [n], not [n][1] */
+    status = check_shape(b, t, shape, flat ? 1 : 2);
+    if (status) return status;
+    bool f32 = t->dtype == DSI_DTYPE_F32, fp8 = w->dtype == DSI_DTYPE_E4M3;
+    if (!f32 && (fp8 || (t->dtype != DSI_DTYPE_BF16 && t->dtype != DSI_DTYPE_F16)))
+        return dsi_fail(b->error, DSI_E_UNSUPPORTED,
+                        "%s: tensor \"%s\" is %s; scales must be F32%s", shard_of(b, t), t->name,
+                        dsi_dtype_name(t->dtype), fp8 ? "" : ", BF16 or F16");
+    w->scale_kind = q->scale_kind;
+    w->scale_group = q->scale_group;
     w->scale_dtype = t->dtype;
-    w->scale_rows = t->shape[0];
-    w->scale_columns = t->shape[1];
+    w->scale_rows = shape[0];
+    w->scale_columns = shape[1];
     w->scale_shard = t->shard;
     w->scale_offset = t->file_offset;
     w->scale = dsi_checkpoint_data(b->checkpoint, t);
-    if (t->file_offset % dsi_dtype_bytes(t->dtype) != 0) return plan_copy(b, t, w, true);
-    return DSI_OK;
+    if (t->file_offset % dsi_dtype_bytes(t->dtype) != 0) status = plan_copy(b, t, w, true);
+    if (!status && !fp8) status = refuse_companions(b, w);
+    return status ? status : refuse_ignored(b, w);
+}
+
+/* "weight_shape" repeats the shape of a packed weight: two I64 at any place of the file. */
+static dsi_status check_packed_shape(binder *b, const dsi_weight *w) {
+    char name[DSI_NAME_BYTES + 32];
+    const dsi_file_tensor *t;
+    snprintf(name, sizeof name, "%s.weight_shape", w->name);
+    dsi_status status = find_tensor(b, name, &t);
+    if (status) return status;
+    if (t->dtype != DSI_DTYPE_I64 || t->n_dims != 1 || t->shape[0] != 2)
+        return dsi_fail(b->error, DSI_E_MODEL,
+                        "%s: tensor \"%s\" is %s of %u dimension(s); it must be two I64",
+                        shard_of(b, t), t->name, dsi_dtype_name(t->dtype), t->n_dims);
+    int64_t shape[2];
+    memcpy(shape, dsi_checkpoint_data(b->checkpoint, t), sizeof shape);
+    if (shape[0] == w->n_out && shape[1] == w->n_in) return DSI_OK;
+    return dsi_fail(b->error, DSI_E_MODEL,
+                    "%s: tensor \"%s\" says [%" PRId64 ", %" PRId64
+                    "], config.json makes it [%" PRId64 ", %" PRId64 "]",
+                    shard_of(b, t), t->name, shape[0], shape[1], w->n_out, w->n_in);
+}
+
+/* "<name>.weight_packed": eight values of four bits in each I32 of a row. */
+static dsi_status bind_packed(binder *b, dsi_weight *w, const dsi_file_tensor *t, int64_t n_out,
+                              int64_t n_in) {
+    const int64_t shape[2] = {n_out, dsi_ceil_div(n_in, 8)};
+    b->used[t - b->checkpoint->tensors] = 1;
+    if (b->config->quantization.dtype != DSI_DTYPE_I4)
+        return dsi_fail(b->error, DSI_E_MODEL,
+                        "%s: tensor \"%s\" holds packed weights, but config.json has no "
+                        "quantization_config that says so",
+                        shard_of(b, t), t->name);
+    if (t->dtype != DSI_DTYPE_I32)
+        return dsi_fail(b->error, DSI_E_UNSUPPORTED,
+                        "%s: tensor \"%s\" is %s; packed weights must be I32", shard_of(b, t),
+                        t->name, dsi_dtype_name(t->dtype));
+    dsi_status status = check_shape(b, t, shape, 2);
+    if (status) return status;
+    *w = (dsi_weight){.data = dsi_checkpoint_data(b->checkpoint, t),
+                      .dtype = DSI_DTYPE_I4,
+                      .shard = t->shard,
+                      .file_offset = t->file_offset,
+                      .n_out = n_out,
+                      .n_in = n_in};
+    name_weight(b, w, t->name, ".weight_packed");
+    status = check_packed_shape(b, w);
+    if (!status && t->file_offset % sizeof(uint32_t) != 0) status = plan_copy(b, t, w, false);
+    return status ? status : bind_scale(b, w);
 }
 
 /* n_out as above. The weight's `name` is `full_name` without a trailing ".weight". */
 static dsi_status bind_tensor(binder *b, dsi_weight *w, const char *full_name, int64_t n_out,
                               int64_t n_in, uint32_t types) {
     const dsi_file_tensor *t;
+    if (types & MAY_BE_QUANTISED) {
+        char packed[DSI_NAME_BYTES + 32];
+        snprintf(packed, sizeof packed, "%s_packed", full_name);
+        t = dsi_checkpoint_find(b->checkpoint, packed);
+        if (t) return bind_packed(b, w, t, n_out, n_in);
+    }
     dsi_status status = find_tensor(b, full_name, &t);
     if (!status) status = check_tensor(b, t, n_out, n_in, types);
     if (status) return status;
-    static const char tail[] = ".weight";
-    size_t length = strlen(full_name), cut = sizeof tail - 1;
-    if (length > cut && strcmp(full_name + length - cut, tail) == 0) length -= cut;
-    memcpy(b->names_end, full_name, length); /* the block is zeroed and holds every name once */
-    *w = (dsi_weight){.name = b->names_end,
-                      .data = dsi_checkpoint_data(b->checkpoint, t),
+    *w = (dsi_weight){.data = dsi_checkpoint_data(b->checkpoint, t),
                       .dtype = t->dtype,
                       .shard = t->shard,
                       .file_offset = t->file_offset,
                       .n_out = n_out ? n_out : 1,
                       .n_in = n_in};
-    b->names_end += length + 1;
-    if (t->dtype == DSI_DTYPE_E4M3) return bind_scale(b, w);
+    name_weight(b, w, full_name, ".weight");
+    if (t->dtype == DSI_DTYPE_E4M3 || t->dtype == DSI_DTYPE_I8) return bind_scale(b, w);
     if (t->file_offset % dsi_dtype_bytes(t->dtype) == 0) return DSI_OK;
     return plan_copy(b, t, w, false);
+}
+
+/* Names that quantization_config.ignore writes out are looked up; its patterns met every quantised
+ * weight when that was bound. */
+static dsi_status check_ignored(binder *b) {
+    const dsi_quantization *q = &b->config->quantization;
+    const char *module = q->ignored;
+    char name[DSI_NAME_BYTES + 32];
+    for (uint32_t i = 0; i < q->n_ignored; i++, module += strlen(module) + 1) {
+        snprintf(name, sizeof name, "%s.weight%s", module,
+                 q->dtype == DSI_DTYPE_I4 ? "_packed" : "");
+        const dsi_file_tensor *t = dsi_checkpoint_find(b->checkpoint, name);
+        if (t && (q->dtype == DSI_DTYPE_I4 || t->dtype == q->dtype))
+            return dsi_fail(b->error, DSI_E_MODEL,
+                            "%s: tensor \"%s\" is quantised, but quantization_config.ignore in "
+                            "config.json names \"%s\"",
+                            shard_of(b, t), t->name, module);
+    }
+    return DSI_OK;
 }
 
 /* ---- The layers ----------------------------------------------------------------------------- */
@@ -198,11 +329,11 @@ static dsi_status bind_mlp(binder *b, dsi_mlp_weights *m, const char *prefix, in
     int64_t hidden = b->config->hidden_size;
     char part[128];
     snprintf(part, sizeof part, "%s.gate_proj.weight", prefix);
-    dsi_status status = bind_part(b, &m->gate_proj, part, inter, hidden, MAY_BE_E4M3);
+    dsi_status status = bind_part(b, &m->gate_proj, part, inter, hidden, MAY_BE_QUANTISED);
     snprintf(part, sizeof part, "%s.up_proj.weight", prefix);
-    if (!status) status = bind_part(b, &m->up_proj, part, inter, hidden, MAY_BE_E4M3);
+    if (!status) status = bind_part(b, &m->up_proj, part, inter, hidden, MAY_BE_QUANTISED);
     snprintf(part, sizeof part, "%s.down_proj.weight", prefix);
-    if (!status) status = bind_part(b, &m->down_proj, part, hidden, inter, MAY_BE_E4M3);
+    if (!status) status = bind_part(b, &m->down_proj, part, hidden, inter, MAY_BE_QUANTISED);
     return status;
 }
 
@@ -228,17 +359,18 @@ static dsi_status bind_mla(binder *b, dsi_layer_weights *l) {
     int64_t q = heads * (c->qk_nope_head_dim + c->qk_rope_head_dim), q_rank = c->q_lora_rank;
     int64_t kv = heads * (c->qk_nope_head_dim + c->v_head_dim); /* per head: k rows, then v rows */
     const place with_rank[] = {
-        {&l->q_a_proj, "self_attn.q_a_proj.weight", q_rank, hidden, MAY_BE_E4M3},
+        {&l->q_a_proj, "self_attn.q_a_proj.weight", q_rank, hidden, MAY_BE_QUANTISED},
         {&l->q_a_layernorm, "self_attn.q_a_layernorm.weight", 0, q_rank, PLAIN},
-        {&l->q_b_proj, "self_attn.q_b_proj.weight", q, q_rank, MAY_BE_E4M3}};
-    const place without_rank[] = {{&l->q_proj, "self_attn.q_proj.weight", q, hidden, MAY_BE_E4M3}};
+        {&l->q_b_proj, "self_attn.q_b_proj.weight", q, q_rank, MAY_BE_QUANTISED}};
+    const place without_rank[] = {
+        {&l->q_proj, "self_attn.q_proj.weight", q, hidden, MAY_BE_QUANTISED}};
     const place rest[] = {
         {&l->kv_a_proj_with_mqa, "self_attn.kv_a_proj_with_mqa.weight",
-         latent + c->qk_rope_head_dim, hidden, MAY_BE_E4M3},
+         latent + c->qk_rope_head_dim, hidden, MAY_BE_QUANTISED},
         /* The norm covers the latent only; the rope key behind it is not normed. */
         {&l->kv_a_layernorm, "self_attn.kv_a_layernorm.weight", 0, latent, PLAIN},
-        {&l->kv_b_proj, "self_attn.kv_b_proj.weight", kv, latent, MAY_BE_E4M3},
-        {&l->o_proj, "self_attn.o_proj.weight", hidden, heads * c->v_head_dim, MAY_BE_E4M3}};
+        {&l->kv_b_proj, "self_attn.kv_b_proj.weight", kv, latent, MAY_BE_QUANTISED},
+        {&l->o_proj, "self_attn.o_proj.weight", hidden, heads * c->v_head_dim, MAY_BE_QUANTISED}};
     dsi_status status = q_rank ? bind_places(b, with_rank, COUNT(with_rank))
                                : bind_places(b, without_rank, COUNT(without_rank));
     return status ? status : bind_places(b, rest, COUNT(rest));
@@ -248,10 +380,10 @@ static dsi_status bind_gqa(binder *b, dsi_layer_weights *l) {
     const dsi_config *c = b->config;
     int64_t hidden = c->hidden_size, q = (int64_t)c->n_heads * c->head_dim;
     int64_t kv = (int64_t)c->n_kv_heads * c->head_dim;
-    const place matrices[] = {{&l->q_proj, "self_attn.q_proj.weight", q, hidden, MAY_BE_E4M3},
-                              {&l->k_proj, "self_attn.k_proj.weight", kv, hidden, MAY_BE_E4M3},
-                              {&l->v_proj, "self_attn.v_proj.weight", kv, hidden, MAY_BE_E4M3},
-                              {&l->o_proj, "self_attn.o_proj.weight", hidden, q, MAY_BE_E4M3}};
+    const place matrices[] = {{&l->q_proj, "self_attn.q_proj.weight", q, hidden, MAY_BE_QUANTISED},
+                              {&l->k_proj, "self_attn.k_proj.weight", kv, hidden, MAY_BE_QUANTISED},
+                              {&l->v_proj, "self_attn.v_proj.weight", kv, hidden, MAY_BE_QUANTISED},
+                              {&l->o_proj, "self_attn.o_proj.weight", hidden, q, MAY_BE_QUANTISED}};
     const place biases[] = {{&l->q_bias, "self_attn.q_proj.bias", 0, q, PLAIN},
                             {&l->k_bias, "self_attn.k_proj.bias", 0, kv, PLAIN},
                             {&l->v_bias, "self_attn.v_proj.bias", 0, kv, PLAIN}};
@@ -298,7 +430,7 @@ static dsi_status bind_top(binder *b) {
         bind_tensor(b, &w->embed_tokens, "model.embed_tokens.weight", vocab, hidden, PLAIN);
     if (!status) status = bind_tensor(b, &w->norm, "model.norm.weight", 0, hidden, PLAIN);
     if (status || !c->tie_word_embeddings)
-        return status ? status : bind_tensor(b, &w->lm_head, head, vocab, hidden, MAY_BE_E4M3);
+        return status ? status : bind_tensor(b, &w->lm_head, head, vocab, hidden, MAY_BE_QUANTISED);
     /* A tied head that is stored all the same is a copy of embed_tokens, and passed over. */
     const dsi_file_tensor *t = dsi_checkpoint_find(b->checkpoint, head);
     if (t) b->used[t - b->checkpoint->tensors] = 1;
@@ -409,6 +541,7 @@ dsi_status dsi_weights_bind(const dsi_checkpoint *checkpoint, const dsi_config *
     if (!status) status = bind_top(&b);
     for (; b.layer < config->n_layers && !status; b.layer++)
         status = bind_layer(&b, &weights->layers[b.layer]);
+    if (!status) status = check_ignored(&b);
     if (!status) status = check_unused(&b);
     if (!status) status = make_copies(&b);
     if (!status && config->tie_word_embeddings) weights->lm_head = weights->embed_tokens;

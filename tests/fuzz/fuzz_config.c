@@ -45,5 +45,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     for (uint32_t i = 0; i < dim / 2; i++) FUZZ_MUST(isfinite(inv_freq[i]) && inv_freq[i] >= 0);
     FUZZ_MUST(isfinite(dsi_softmax_scale(&config)) && dsi_softmax_scale(&config) > 0);
     FUZZ_MUST(isfinite(dsi_rope_cos_sin_factor(&config)));
+    dsi_config_free(&config);
     return 0;
 }
