@@ -1,10 +1,8 @@
 /* cpu_mla.c: multi-head latent attention. Two forms of one formula (DeepSeek-V2, arXiv 2405.04434,
  * section 2.1): absorbed, where W_UK moves into the query and W_UV behind the sum, so that only
- * latents are read; and expanded, where keys and values of a page are made once for many rows.
- * Both walk the pages in ascending order, so a row's result depends on its own position alone. */
+ * latents are read (cpu_mla_attend.c); and expanded, where keys and values are made once for many
+ * rows (cpu_mla_expand.c). Here are the products with W_UK and W_UV of the absorbed form. */
 #include "cpu.h"
-#include <math.h>
-#include <string.h>
 
 enum { ROWS_AT_ONCE = 16 }; /* rows of one tile in the absorbing products */
 
@@ -127,82 +125,4 @@ void dsi_cpu_mla_absorb_v_run(const dsi_cpu_run *run) {
     mla_shape s = shape_of(run->op);
     int64_t work = s.batch->n_rows * s.n_heads * s.v * s.kv_lora;
     dsi_cpu_parallel(run->dev, absorb_v, run, work);
-}
-
-/* ---- attention on latents, absorbed rows
- * ------------------------------------------------------------- */
-
-enum { HEADS_AT_ONCE = 64 }; /* heads that share one read of a page */
-
-static int64_t attend_share(const mla_shape *s) {
-    return dsi_cpu_round_up(HEADS_AT_ONCE * s->kv_lora * 4, 64);
-}
-dsi_status dsi_cpu_mla_attend_check(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {
-    mla_shape s = shape_of(op);
-    const dsi_tensor *q = op->in[0], *pages = op->in[1], *o = op->out[0];
-    bool ok = dsi_cpu_is_act(q->dtype) && pages->dtype == q->dtype && dsi_cpu_is_act(o->dtype) &&
-              q->ne[0] == s.n_heads * (s.kv_lora + s.rope) && pages->ne[0] >= s.kv_lora + s.rope &&
-              o->ne[0] == s.n_heads * s.kv_lora;
-    *workspace = (uint64_t)attend_share(&s) * dev->n_threads;
-    return dsi_cpu_require(dev, op, ok, "types or shapes of q', pages, o do not fit");
-}
-
-/* Heads [h0, h1) of row r over all its pages; sums is [heads][kv_lora]. */
-static void attend_heads(const dsi_cpu_run *run, const mla_shape *s, float *sums, int64_t r,
-                         int64_t h0, int64_t h1) {
-    const dsi_tensor *q = run->op->in[0], *pages = run->op->in[1], *o = run->op->out[0];
-    float m[HEADS_AT_ONCE], l[HEADS_AT_ONCE];
-    int32_t limit[HEADS_AT_ONCE];
-    memset(sums, 0, (size_t)((h1 - h0) * s->kv_lora) * sizeof *sums);
-    for (int64_t i = 0; i < h1 - h0; i++) m[i] = -INFINITY, l[i] = 0;
-    dsi_attend_args a = {.q = dsi_cpu_at(q, r, h0 * (s->kv_lora + s->rope)),
-                         .q_stride = s->kv_lora + s->rope,
-                         .k0_stride = pages->stride[1],
-                         .v_stride = pages->stride[1],
-                         .limit = limit,
-                         .state_m = m,
-                         .state_l = l,
-                         .state_stride = 1,
-                         .o = sums,
-                         .o_stride = s->kv_lora,
-                         .n_q = h1 - h0,
-                         .d0 = s->kv_lora + s->rope,
-                         .dv = s->kv_lora,
-                         .scale = s->scale};
-    dsi_attend_fn attend = dsi_cpu_attend(run->dev, q->dtype);
-    int64_t page_bytes = DSI_PAGE_ROWS * pages->stride[1] * dsi_dtype_bytes(pages->dtype);
-    for (int64_t p = 0; p * DSI_PAGE_ROWS <= s->batch->position[r]; p++) {
-        for (int64_t i = 0; i < a.n_q; i++) limit[i] = dsi_cpu_visible_rows(s->batch, r, p);
-        a.k0 = a.v = dsi_cpu_at(pages, dsi_cpu_page_row(s->batch, r, p), 0);
-        a.next_bytes = (p + 1) * DSI_PAGE_ROWS <= s->batch->position[r] ? page_bytes : 0;
-        if (a.next_bytes) a.next = dsi_cpu_at(pages, dsi_cpu_page_row(s->batch, r, p + 1), 0);
-        attend(&a);
-    }
-    for (int64_t i = 0; i < a.n_q; i++) {
-        for (int64_t j = 0; j < s->kv_lora; j++) sums[i * s->kv_lora + j] /= l[i];
-        dsi_cpu_store(run->dev, sums + i * s->kv_lora, dsi_cpu_at(o, r, (h0 + i) * s->kv_lora),
-                      o->dtype, s->kv_lora);
-    }
-}
-static void attend_rows(void *context, uint32_t thread, uint32_t n_threads) {
-    const dsi_cpu_run *run = context;
-    mla_shape s = shape_of(run->op);
-    float *sums = (float *)(void *)(run->workspace + (uint64_t)attend_share(&s) * thread);
-    /* few heads: smaller groups, so that every thread has some; results do not depend on it */
-    int64_t group = dsi_min_i64(HEADS_AT_ONCE, dsi_ceil_div(s.n_heads, n_threads));
-    int64_t n_groups = dsi_ceil_div(s.n_heads, group);
-    uint64_t i0, i1;
-    dsi_pool_share((uint64_t)(s.batch->n_rows * n_groups), 1, thread, n_threads, &i0, &i1);
-    for (int64_t i = (int64_t)i0; i < (int64_t)i1; i++) {
-        int64_t r = i / n_groups, h = i % n_groups * group;
-        if (!s.batch->expanded[r])
-            attend_heads(run, &s, sums, r, h, dsi_min_i64(h + group, s.n_heads));
-    }
-}
-void dsi_cpu_mla_attend_run(const dsi_cpu_run *run) {
-    mla_shape s = shape_of(run->op);
-    int64_t n_cached = 0; /* query-key pairs per head */
-    for (int64_t r = 0; r < s.batch->n_rows; r++)
-        if (!s.batch->expanded[r]) n_cached += s.batch->position[r] + 1;
-    dsi_cpu_parallel(run->dev, attend_rows, run, n_cached * s.n_heads * (2 * s.kv_lora + s.rope));
 }
