@@ -13,8 +13,7 @@
 #include <unistd.h>
 
 enum {
-    TABLE = 1 << 16,        /* normal numbers to draw from */
-    FP8_PER_DEVIATION = 80, /* E4M3 value of one standard deviation: 448 is 5.6 of them */
+    TABLE = 1 << 16, /* normal numbers to draw from */
     CHUNK_BYTES = 16 << 20,
     PIECE_BYTES = 1 << 16 /* with a generator of its own */
 };
@@ -26,7 +25,7 @@ typedef struct writer {
     synth_list list;
     dsi_pool *pool;
     float *normal;  /* [TABLE] of deviation 1 */
-    uint8_t *codes; /* [TABLE] the same times FP8_PER_DEVIATION as E4M3 */
+    uint8_t *codes; /* [TABLE] the same as the form's E4M3, I8 or I4 (value + 8) */
     uint8_t *chunk; /* [CHUNK_BYTES] */
     uint64_t n_written;
     /* the job of the pool: part of one tensor */
@@ -48,13 +47,21 @@ static uint8_t e4m3_nearest(double value) {
     return (uint8_t)(best | (value < 0 ? 0x80 : 0));
 }
 
+static uint8_t code_of(dsi_dtype dtype, double value) {
+    double top = dtype == DSI_DTYPE_I8 ? 127 : 7;
+    if (dtype == DSI_DTYPE_E4M3) return e4m3_nearest(value);
+    double whole = fmax(-top - 1, fmin(top, rint(value)));
+    return (uint8_t)((int)whole + (dtype == DSI_DTYPE_I4 ? 8 : 0));
+}
+
 /* The sum of twelve uniform numbers is normal enough, and the same on every machine. */
 static void fill_tables(writer *w) {
+    dsi_dtype dtype = w->list.form->dtype;
     for (uint64_t i = 0; i < TABLE; i++) {
         double sum = -6;
         for (uint64_t j = 0; j < 12; j++) sum += (double)(dsi_mix64(i * 12 + j) >> 11) * 0x1p-53;
         w->normal[i] = (float)sum;
-        w->codes[i] = e4m3_nearest(sum * FP8_PER_DEVIATION);
+        w->codes[i] = code_of(dtype, sum * synth_per_deviation(dtype));
     }
 }
 
@@ -64,25 +71,51 @@ static uint16_t to_bf16(float value) {
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+/* Words of eight values of four bits. */
+static void fill_words(const writer *w, uint64_t state, uint8_t *to, uint64_t n_bytes) {
+    for (uint64_t i = 0; i + 4 <= n_bytes; i += 4) {
+        uint32_t word = 0;
+        for (int half = 0; half < 2; half++) {
+            uint64_t bits = dsi_mix64(state++);
+            for (int j = 0; j < 4; j++)
+                word |= (uint32_t)w->codes[bits >> 16 * j & 0xffff] << (4 * (4 * half + j));
+        }
+        for (int j = 0; j < 4; j++) to[i + (uint64_t)j] = (uint8_t)(word >> 8 * j);
+    }
+}
+
+static float value_of(const writer *w, uint16_t draw) {
+    const synth_tensor *t = w->tensor;
+    if (t->values == SYNTH_ONES) return 1;
+    if (t->values == SYNTH_NORMAL) return w->normal[draw] * (float)t->deviation;
+    if (t->values == SYNTH_SCALES) /* within a half of the size that gives the deviation */
+        return (float)(t->deviation * (0.75 + draw * 0x1p-17));
+    return 0;
+}
+
 /* Bytes of one piece, drawn from its own stream of random numbers. */
 static void fill_piece(const writer *w, uint64_t piece, uint8_t *to, uint64_t n_bytes) {
     const synth_tensor *t = w->tensor;
     uint64_t state = dsi_mix64(w->stream ^ dsi_mix64(piece)), bits = 0;
     uint32_t size = dsi_dtype_bytes(t->dtype);
+    if (t->dtype == DSI_DTYPE_I32) {
+        fill_words(w, state, to, n_bytes);
+        return;
+    }
+    if (t->values == SYNTH_SHAPE) {
+        memcpy(to, t->weight, n_bytes); /* two numbers of 64 bits */
+        return;
+    }
     for (uint64_t i = 0; i * size < n_bytes; i++) {
         if (i % 4 == 0) bits = dsi_mix64(state++);
         uint16_t draw = (uint16_t)(bits >> 16 * (i % 4));
-        float value = 0;
-        if (t->values == SYNTH_ONES) value = 1;
-        if (t->values == SYNTH_NORMAL) value = w->normal[draw] * (float)t->deviation;
-        if (t->values == SYNTH_SCALES) /* within a half of the size that gives the deviation */
-            value = (float)(t->deviation / FP8_PER_DEVIATION * (0.75 + draw * 0x1p-17));
-        if (t->dtype == DSI_DTYPE_E4M3) {
+        if (size == 1) {
             to[i] = w->codes[draw];
-        } else if (t->dtype == DSI_DTYPE_BF16) {
-            uint16_t half = to_bf16(value);
+        } else if (size == 2) {
+            uint16_t half = to_bf16(value_of(w, draw));
             memcpy(to + i * 2, &half, 2);
         } else {
+            float value = value_of(w, draw);
             memcpy(to + i * 4, &value, 4);
         }
     }
@@ -125,7 +158,8 @@ static void shard_name(const writer *w, uint32_t shard, char name[64]) {
 }
 
 /* Wider types first, as the reference writer does, so that every tensor is aligned. */
-static const dsi_dtype order[] = {DSI_DTYPE_F32, DSI_DTYPE_BF16, DSI_DTYPE_E4M3};
+static const dsi_dtype order[] = {DSI_DTYPE_I64,  DSI_DTYPE_F32,  DSI_DTYPE_I32,
+                                  DSI_DTYPE_BF16, DSI_DTYPE_E4M3, DSI_DTYPE_I8};
 enum { N_ORDER = sizeof order / sizeof order[0] };
 
 static void write_header(const writer *w, FILE *file, uint32_t shard) {
@@ -201,7 +235,7 @@ static int write_all(writer *w) {
         return refused("create the folder", w->options->out);
     FILE *file = create(w, "config.json", path);
     if (!file) return refused("create", path);
-    synth_write_config(file, w->shape, w->list.matrix);
+    synth_write_config(file, w->shape, w->list.form);
     int code = finish(file, path);
     uint64_t in_shard = 0;
     uint32_t shard = 0;
@@ -221,13 +255,13 @@ static int write_all(writer *w) {
 
 /* ---- The command ---------------------------------------------------------------------------- */
 
-static int allocate_and_write(writer *w, dsi_dtype matrix) {
+static int allocate_and_write(writer *w, const synth_form *form) {
     dsi_error error = {0};
     uint32_t n_threads = w->options->threads ? w->options->threads : dsi_sys_cpu_count();
     w->normal = dsi_sys_calloc(TABLE, sizeof *w->normal);
     w->codes = dsi_sys_calloc(TABLE, 1);
     w->chunk = dsi_sys_calloc(CHUNK_BYTES, 1);
-    if (!w->normal || !w->codes || !w->chunk || !synth_list_make(w->shape, matrix, &w->list) ||
+    if (!w->normal || !w->codes || !w->chunk || !synth_list_make(w->shape, form, &w->list) ||
         dsi_pool_new(n_threads, NULL, &w->pool, &error) != DSI_OK) {
         bench_say("no memory for the list of tensors; free some");
         return BENCH_ENVIRONMENT;
@@ -244,22 +278,20 @@ static int allocate_and_write(writer *w, dsi_dtype matrix) {
 
 int bench_synth(const bench_options *options) {
     writer w = {.options = options, .shape = synth_find(options->preset)};
-    dsi_dtype matrix = DSI_DTYPE_NONE;
-    if (strcmp(options->dtype, "fp8") == 0) matrix = DSI_DTYPE_E4M3;
-    if (strcmp(options->dtype, "bf16") == 0) matrix = DSI_DTYPE_BF16;
+    const synth_form *form = synth_form_find(options->dtype);
     if (!w.shape) {
         bench_say("unknown preset \"%s\"; there are %s", options->preset, synth_names());
         return BENCH_USAGE;
     }
-    if (matrix == DSI_DTYPE_NONE) {
-        bench_say("unknown --dtype \"%s\"; there are fp8 and bf16", options->dtype);
+    if (!form) {
+        bench_say("unknown --dtype \"%s\"; there are %s", options->dtype, synth_form_names());
         return BENCH_USAGE;
     }
     if (!options->out || strlen(options->out) > 3000) {
         bench_say("synth needs --out DIR, the folder to write");
         return BENCH_USAGE;
     }
-    int code = allocate_and_write(&w, matrix);
+    int code = allocate_and_write(&w, form);
     dsi_pool_free(w.pool);
     synth_list_free(&w.list);
     dsi_sys_free(w.normal);

@@ -57,6 +57,55 @@ const synth_shape *synth_find(const char *preset) {
 
 const char *synth_names(void) { return "v3-slice, v2-lite-half, tiny"; }
 
+/* ---- Forms ---------------------------------------------------------------------------------- */
+
+#define COMPRESSED(format, weights)                                                                \
+    "{\"quant_method\": \"compressed-tensors\", \"format\": \"" format                             \
+    "\", \"quantization_status\": \"compressed\", \"kv_cache_scheme\": null, "                     \
+    "\"ignore\": [\"lm_head\", \"re:.*mlp.gate$\"], \"config_groups\": {\"group_0\": "             \
+    "{\"targets\": [\"Linear\"], \"output_activations\": null, " weights "}}}"
+#define PACKED(group)                                                                              \
+    COMPRESSED("pack-quantized",                                                                   \
+               "\"input_activations\": null, \"weights\": {\"num_bits\": 4, \"type\": \"int\", "   \
+               "\"symmetric\": true, \"dynamic\": false, \"strategy\": \"group\", "                \
+               "\"group_size\": " group "}")
+
+static const synth_form forms[] = {
+    {"fp8", "F8_E4M3, one scale per 128 x 128 block, as DeepSeek publishes", DSI_DTYPE_E4M3,
+     DSI_SCALE_BLOCK_128, 0, DSI_DTYPE_F32, "weight_scale_inv",
+     "{\"activation_scheme\": \"dynamic\", \"fmt\": \"e4m3\", \"quant_method\": \"fp8\", "
+     "\"weight_block_size\": [128, 128]}"},
+    {"bf16", "BF16", DSI_DTYPE_BF16, DSI_SCALE_NONE, 0, DSI_DTYPE_NONE, NULL, NULL},
+    {"int8", "I8, one scale per row, compressed-tensors", DSI_DTYPE_I8, DSI_SCALE_CHANNEL, 0,
+     DSI_DTYPE_BF16, "weight_scale",
+     COMPRESSED("int-quantized",
+                "\"input_activations\": {\"num_bits\": 8, \"type\": \"int\", \"symmetric\": true, "
+                "\"strategy\": \"token\", \"dynamic\": true}, \"weights\": {\"num_bits\": 8, "
+                "\"type\": \"int\", \"symmetric\": true, \"dynamic\": false, \"strategy\": "
+                "\"channel\"}")},
+    {"int8-block", "I8, one scale per 128 x 128 block, as R1 is published", DSI_DTYPE_I8,
+     DSI_SCALE_BLOCK_128, 0, DSI_DTYPE_F32, "weight_scale_inv",
+     "{\"activation_scheme\": \"dynamic\", \"quant_method\": \"blockwise_int8\", "
+     "\"weight_block_size\": [128, 128]}"},
+    {"int4", "four bits, one scale per 128 columns, compressed-tensors", DSI_DTYPE_I4,
+     DSI_SCALE_GROUP, 128, DSI_DTYPE_BF16, "weight_scale", PACKED("128")},
+    {"int4-g32", "four bits, one scale per 32 columns, compressed-tensors", DSI_DTYPE_I4,
+     DSI_SCALE_GROUP, 32, DSI_DTYPE_BF16, "weight_scale", PACKED("32")},
+};
+enum { N_FORMS = sizeof forms / sizeof forms[0] };
+
+const synth_form *synth_form_find(const char *name) {
+    for (size_t i = 0; i < N_FORMS; i++)
+        if (strcmp(name, forms[i].name) == 0) return &forms[i];
+    return NULL;
+}
+
+const char *synth_form_names(void) { return "fp8, bf16, int8, int8-block, int4, int4-g32"; }
+
+double synth_per_deviation(dsi_dtype dtype) {
+    return dtype == DSI_DTYPE_E4M3 ? 80 : dtype == DSI_DTYPE_I8 ? 32 : 2.5;
+}
+
 /* ---- Tensors -------------------------------------------------------------------------------- */
 
 static synth_tensor *add(synth_list *l, const char *prefix, const char *name, dsi_dtype dtype,
@@ -78,22 +127,33 @@ static synth_tensor *add(synth_list *l, const char *prefix, const char *name, ds
     uint64_t elements = (uint64_t)((rows ? rows : 1) * columns);
     t->n_bytes = elements * dsi_dtype_bytes(dtype);
     l->n_bytes += t->n_bytes;
-    if (values != SYNTH_SCALES) l->n_params += elements;
+    if (values != SYNTH_SCALES && values != SYNTH_SHAPE)
+        l->n_params += dtype == DSI_DTYPE_I32 ? 8 * elements : elements;
     return t;
 }
 
-/* A matrix, with its scales if it is FP8. gain 1 keeps the size of a normalised input. */
+/* A matrix, with what belongs to its form. gain 1 keeps the size of a normalised input. */
 static void add_matrix(synth_list *l, const char *prefix, const char *name, int64_t rows,
                        int64_t columns, double gain) {
     char full[72];
+    const synth_form *form = l->form;
+    bool packed = form->dtype == DSI_DTYPE_I4; /* columns are multiples of 8 in every preset */
     double deviation = gain / sqrt((double)columns);
-    snprintf(full, sizeof full, "%s.weight", name);
-    add(l, prefix, full, l->matrix, rows, columns, SYNTH_NORMAL)->deviation = deviation;
-    if (l->matrix != DSI_DTYPE_E4M3) return;
-    snprintf(full, sizeof full, "%s.weight_scale_inv", name);
-    add(l, prefix, full, DSI_DTYPE_F32, dsi_ceil_div(rows, DSI_BLOCK),
-        dsi_ceil_div(columns, DSI_BLOCK), SYNTH_SCALES)
+    snprintf(full, sizeof full, "%s.weight%s", name, packed ? "_packed" : "");
+    add(l, prefix, full, packed ? DSI_DTYPE_I32 : form->dtype, rows, packed ? columns / 8 : columns,
+        SYNTH_NORMAL)
         ->deviation = deviation;
+    if (form->scale_kind == DSI_SCALE_NONE) return;
+    dsi_scale_span span = dsi_scale_span_of(form->scale_kind, form->scale_group, columns);
+    snprintf(full, sizeof full, "%s.%s", name, form->scale_name);
+    add(l, prefix, full, form->scale_dtype, dsi_ceil_div(rows, span.n),
+        dsi_ceil_div(columns, span.k), SYNTH_SCALES)
+        ->deviation = deviation / synth_per_deviation(form->dtype);
+    if (!packed) return;
+    snprintf(full, sizeof full, "%s.weight_shape", name);
+    synth_tensor *shape = add(l, prefix, full, DSI_DTYPE_I64, 0, 2, SYNTH_SHAPE);
+    shape->weight[0] = rows;
+    shape->weight[1] = columns;
 }
 
 /* Matrices that stay BF16 in FP8 checkpoints. */
@@ -157,8 +217,8 @@ static void add_layer(synth_list *l, const synth_shape *s, int64_t layer) {
     }
 }
 
-bool synth_list_make(const synth_shape *s, dsi_dtype matrix, synth_list *l) {
-    *l = (synth_list){.matrix = matrix};
+bool synth_list_make(const synth_shape *s, const synth_form *form, synth_list *l) {
+    *l = (synth_list){.form = form};
     add_bf16(l, "", "model.embed_tokens.weight", s->vocab_size, s->hidden_size, 1);
     for (int64_t layer = 0; layer < s->num_hidden_layers; layer++) add_layer(l, s, layer);
     add(l, "", "model.norm.weight", DSI_DTYPE_BF16, 0, s->hidden_size, SYNTH_ONES);
@@ -180,7 +240,7 @@ static void write_number(FILE *file, const char *key, int64_t value) {
     fprintf(file, "  \"%s\": %" PRId64 ",\n", key, value);
 }
 
-void synth_write_config(FILE *file, const synth_shape *s, dsi_dtype matrix) {
+void synth_write_config(FILE *file, const synth_shape *s, const synth_form *form) {
     fprintf(file, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\",\n",
             s->v3 ? "DeepseekV3ForCausalLM" : "DeepseekV2ForCausalLM",
             s->v3 ? "deepseek_v3" : "deepseek_v2");
@@ -216,10 +276,7 @@ void synth_write_config(FILE *file, const synth_shape *s, dsi_dtype matrix) {
             "  \"torch_dtype\": \"bfloat16\",\n",
             s->v3 ? "true" : "false", s->v3 ? "sigmoid" : "softmax", s->v3 ? "noaux_tc" : "greedy",
             s->v3 ? "2.5" : "1.0");
-    if (matrix == DSI_DTYPE_E4M3)
-        fputs("  \"quantization_config\": {\"activation_scheme\": \"dynamic\", \"fmt\": \"e4m3\", "
-              "\"quant_method\": \"fp8\", \"weight_block_size\": [128, 128]},\n",
-              file);
+    if (form->config) fprintf(file, "  \"quantization_config\": %s,\n", form->config);
     const char *mscale = s->v3 ? "1.0" : "0.707";
     fprintf(file,
             "  \"rope_scaling\": {\"beta_fast\": 32, \"beta_slow\": 1, \"factor\": 40, "
