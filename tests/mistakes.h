@@ -92,7 +92,7 @@ static const mistake usage_mistakes[] = {
      {"99999999999T", "16G"},
      PLAIN},
     {"unknown kernels", 2, {"run", "--kernels", "sse"}, {"\"sse\"", "ref|avx2|avx512"}, PLAIN},
-    {"unknown type", 2, {"verify", "--activations", "f64"}, {"\"f64\"", "bf16|f32"}, PLAIN},
+    {"unknown type", 2, {"verify", "--activations", "f64"}, {"\"f64\"", "bf16|f32|a8"}, PLAIN},
     {"escape codes in a name", 2, {"\033[31mred"}, {"\\x1b[31mred", "--help"}, PLAIN},
     {"chunk huge", 2, {"run", "--chunk", "16385"}, {"--chunk", "16385", "1 to 16384"}, PLAIN},
     {"context beyond the model",

@@ -11,6 +11,7 @@ struct dsi_dev {
     dsi_pool *pool;
     dsi_kernels kernels;
     uint32_t n_threads;
+    bool a8; /* operands that meet I8 or I4 weights in linear, linear_swiglu and moe_ffn are A8 */
     dsi_log log;
     dsi_error error;
     char kernels_name[32]; /* of the set, and a mark if the self-test replaced a kernel */

@@ -226,7 +226,9 @@ static bool judge_all(const cli_options *options, const golden *file, const veri
     double max_mean = options->max_mean_kl >= 0 ? options->max_mean_kl : f32 ? 1e-6 : 5e-2;
     double min_top1 = options->min_top1 >= 0 ? options->min_top1 : f32 ? -1 : 0.85;
     if (print) {
-        printf("%s: %u tok, %s\n", cli_show(file->path).text, file->n_tokens, f32 ? "f32" : "bf16");
+        const char *const types[] = {"bf16", "f32", "a8"};
+        printf("%s: %u tok, %s\n", cli_show(file->path).text, file->n_tokens,
+               types[options->activations]);
     }
     bool pass = judge("mean_kl", found->mean_kl, max_mean, true, print);
     pass = judge("median_kl", found->median_kl, f32 ? -1 : 2e-3, true, print) && pass;
