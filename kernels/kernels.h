@@ -19,8 +19,12 @@ enum {
     DSI_ISA_REF = 1,
     DSI_ISA_AVX2 = 2,       /* AVX2 + FMA + F16C */
     DSI_ISA_AVX512 = 4,     /* F + BW + VL + DQ */
-    DSI_ISA_AVX512BF16 = 8  /* AVX512 + VBMI + BF16 */
+    DSI_ISA_AVX512BF16 = 8, /* AVX512 + VBMI + BF16 */
+    DSI_ISA_AMX = 16,       /* AVX512BF16 + AMX-TILE + AMX-BF16 + AMX-INT8 */
+    DSI_ISA_MASKS = 32      /* how many sets of these there are */
 };
+/* What the CPU has and its operating system saves. Linux also wants to be asked before a process
+ * uses AMX: dsi_cpu_isa of lib/backend does that; without it the first tile ends the process. */
 uint32_t dsi_isa_detect(void);
 
 /* ---- matmul: y[i][n] = sum_k x[i][k] * w[n][k] * scale[n/128][k/128], n in [n0, n1) -----------

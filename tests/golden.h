@@ -3,6 +3,7 @@
 #define DSI_TESTS_GOLDEN_H
 
 #include "../kernels/kernels.h"
+#include "../lib/backend/cpu_isa.h"
 #include "../lib/model/model.h"
 #include <deepseek/dsinfer.h>
 #include <math.h>
@@ -108,13 +109,15 @@ static inline bool all_logits(dsi_engine *engine, dsi_session *session, const in
 }
 
 /* The kernel sets this machine can run, "ref" first. */
-static inline size_t kernel_sets(const char *names[4]) {
-    uint32_t isa = dsi_isa_detect();
+enum { KERNEL_SETS = 5 };
+static inline size_t kernel_sets(const char *names[KERNEL_SETS]) {
+    uint32_t isa = dsi_cpu_isa(dsi_isa_detect(), NULL);
     size_t n = 0;
     names[n++] = "ref";
     if (isa & DSI_ISA_AVX2) names[n++] = "avx2";
     if (isa & DSI_ISA_AVX512) names[n++] = "avx512";
     if (isa & DSI_ISA_AVX512BF16) names[n++] = "avx512bf16";
+    if (isa & DSI_ISA_AMX) names[n++] = "amx";
     return n;
 }
 

@@ -123,13 +123,13 @@ static void check_model(const char *dir, const char *kernels, bool full) {
 /* The best set of this machine takes every layout, the others a selection. */
 static void test_exact_tiny_gov(void **state) {
     (void)state;
-    const char *kernels[4];
+    const char *kernels[KERNEL_SETS];
     size_t n = kernel_sets(kernels);
     check_model("examples/models/tiny-gov", kernels[n - 1], false);
 }
 static void test_exact_v3_fp8(void **state) {
     (void)state;
-    const char *kernels[4];
+    const char *kernels[KERNEL_SETS];
     size_t n = kernel_sets(kernels);
     for (size_t i = 1; i < n; i++)
         check_model("tests/data/golden/v3-fp8", kernels[i], i == n - 1);
@@ -137,7 +137,7 @@ static void test_exact_v3_fp8(void **state) {
 /* Grouped-query attention keeps the same promise. */
 static void test_exact_qwen2(void **state) {
     (void)state;
-    const char *kernels[4];
+    const char *kernels[KERNEL_SETS];
     size_t n = kernel_sets(kernels);
     check_model("tests/data/golden/qwen2", kernels[n - 1], false);
 }

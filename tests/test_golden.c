@@ -117,7 +117,7 @@ static void check_bf16(one_case *c, const char *kernels, float **ref, bool train
 }
 
 static void check_case(const char *dir, const char *name, bool trained) {
-    const char *kernels[4];
+    const char *kernels[KERNEL_SETS];
     size_t n = kernel_sets(kernels);
     one_case c;
     float *ref = NULL;

@@ -132,7 +132,7 @@ static float *run(dsi_model *model, const golden *g, const char *kernels) {
 }
 
 static void check_case(const char *dir) {
-    const char *kernels[4];
+    const char *kernels[KERNEL_SETS];
     size_t n = kernel_sets(kernels);
     char path[320];
     golden g;

@@ -200,7 +200,7 @@ static void test_other_engines_are_refused(void **state) {
     refused(model, &other, DSI_E_STATE, "attention auto", "absorbed");
     other = engine_of(64, 64, 2);
     refused(model, &other, DSI_E_CONTEXT, "100 tokens", "max_context 64");
-    const char *kernels[4];
+    const char *kernels[KERNEL_SETS];
     if (kernel_sets(kernels) > 1) {
         other = eo;
         other.kernels = "ref";

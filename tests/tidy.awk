@@ -78,9 +78,9 @@ function project_ok(target) {
         return target ~ /^lib\/(base|backend)\//
     }
     if (area == "lib") return target ~ /^lib\//
-    if (file ~ /^bench\// && target ~ /^lib\/(internal\.h|backend\/gemm\.h)$/) return 1
     if (area == "tools") return target ~ /^(tools|bench|lib\/(base|model|text))\// ||
-        target == "kernels/kernels.h" || target == "lib/backend/cpu_selftest.h"
+        target == "kernels/kernels.h" || target == "lib/backend/cpu_selftest.h" || \
+        target == "lib/backend/cpu_isa.h"
     return 1
 }
 function check_include(line,    name, target) {

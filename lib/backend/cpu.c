@@ -3,6 +3,7 @@
 #include "cpu.h"
 #include "../base/sys.h"
 #include "backends.h"
+#include "cpu_isa.h"
 #include "cpu_selftest.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,37 +50,28 @@ dsi_status dsi_cpu_require(dsi_dev *dev, const dsi_op *op, bool ok, const char *
 
 /* ---- Device ---------------------------------------------------------------------------------- */
 
-static const struct {
-    const char *name;
-    uint32_t mask; /* this set and what it builds on */
-} ISAS[] = {
-    {"avx512bf16", DSI_ISA_AVX512BF16 | DSI_ISA_AVX512 | DSI_ISA_AVX2 | DSI_ISA_REF},
-    {"avx512", DSI_ISA_AVX512 | DSI_ISA_AVX2 | DSI_ISA_REF},
-    {"avx2", DSI_ISA_AVX2 | DSI_ISA_REF},
-    {"ref", DSI_ISA_REF},
-};
-enum { N_ISAS = sizeof ISAS / sizeof ISAS[0] };
-
 /* The mask for `want` ("" = the best this CPU has); 0 with a message if it is not to be had. */
-static uint32_t choose_isa(const char *want, char *chosen, dsi_error *error) {
-    uint32_t have = dsi_isa_detect() | DSI_ISA_REF;
-    for (int i = 0; i < N_ISAS; i++) {
-        bool runs = (ISAS[i].mask & ~have) == 0;
-        if (want[0] && strcmp(want, ISAS[i].name) != 0) continue;
-        if (runs) {
-            snprintf(chosen, 16, "%s", ISAS[i].name);
-            return ISAS[i].mask;
+static uint32_t choose_isa(const char *want, const dsi_log *log, char *chosen, dsi_error *error) {
+    uint32_t have = dsi_isa_detect() | DSI_ISA_REF, n;
+    const dsi_cpu_set *sets = dsi_cpu_sets(&n);
+    for (uint32_t i = 0; i < n; i++) {
+        if (want[0] && strcmp(want, sets[i].name) != 0) continue;
+        bool there = (sets[i].mask & ~have) == 0;
+        if (there && dsi_cpu_isa(sets[i].mask, log) == sets[i].mask) {
+            snprintf(chosen, 16, "%s", sets[i].name);
+            return sets[i].mask;
         }
         if (want[0]) {
             dsi_fail(error, DSI_E_UNSUPPORTED,
-                     "kernels '%s' need instructions this CPU lacks; leave the option out to use "
-                     "the best it has",
-                     want);
+                     "kernels '%s' need instructions this %s; leave the option out to use the best "
+                     "it has",
+                     want,
+                     there ? "system does not let this process use (see the log)" : "CPU lacks");
             return 0;
         }
     }
-    dsi_fail(error, DSI_E_ARG, "kernels '%s' do not exist; use ref, avx2, avx512 or avx512bf16",
-             want);
+    dsi_fail(error, DSI_E_ARG,
+             "kernels '%s' do not exist; use ref, avx2, avx512, avx512bf16 or amx", want);
     return 0;
 }
 
@@ -117,7 +109,7 @@ static void cpu_device_close(dsi_dev *dev) {
 static dsi_status choose_kernels(dsi_dev *dev, const char *want, char set[16], char *note,
                                  size_t n_bytes) {
     dsi_cpu_selftest tested;
-    uint32_t mask = choose_isa(want, set, &open_error);
+    uint32_t mask = choose_isa(want, &dev->log, set, &open_error);
     if (!mask) return open_error.status;
     dsi_status st = dsi_cpu_selftest_run(mask, &tested, &open_error);
     if (st != DSI_OK) return st;

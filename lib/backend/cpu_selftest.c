@@ -86,7 +86,7 @@ static dsi_status test_all(uint32_t mask, dsi_cpu_selftest *result, dsi_error *e
 
 /* ---- Once per process ------------------------------------------------------------------------ */
 
-enum { EMPTY, WRITING, DONE, N_MASKS = 16 };
+enum { EMPTY, WRITING, DONE, N_MASKS = DSI_ISA_MASKS };
 static struct remembered {
     _Atomic int state;
     dsi_cpu_selftest result;

@@ -181,8 +181,8 @@ static void check_single(dsi_selftest *t, const product *p, const float *truth, 
     double w = dsi_selftest_get(p->w_dtype, a->w, n * a->w_stride + k);
     double expected = (double)truth[i * p->y_columns + column];
     double bound = t->line->tolerance * fabs(expected) + 0x1p-149 * 256;
-    /* vdpbf16ps takes denormals as zero and makes none. */
-    if (t->line->isa == DSI_ISA_AVX512BF16 &&
+    /* vdpbf16ps and tdpbf16ps take denormals as zero and make none. */
+    if ((t->line->isa & (DSI_ISA_AVX512BF16 | DSI_ISA_AMX)) != 0 &&
         (fabs(x) < 0x1p-126 || fabs(w) < 0x1p-126 || fabs(x * w) < 0x1.01p-126))
         bound += fabs(expected) + 0x1p-126;
     dsi_selftest_near(t, (double)a->y[i * a->y_stride + column], expected, bound, "y", i, column);

@@ -34,7 +34,8 @@
     X(EVENTFD, "eventfd", EMFILE)                                                                  \
     X(THREAD, "pthread_create", EAGAIN)                                                            \
     X(MUTEX, "pthread_mutex_init", ENOMEM)                                                         \
-    X(COND, "pthread_cond_init", ENOMEM)
+    X(COND, "pthread_cond_init", ENOMEM)                                                           \
+    X(ARCH_PRCTL, "arch_prctl", ENOSPC)
 
 typedef enum dsi_call {
 #define DSI_CALL_CODE(name, text, code) DSI_CALL_##name,

@@ -139,6 +139,10 @@ bool dsi_sys_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *mutex, doubl
 uint32_t dsi_sys_cpu_count(void);        /* CPUs this process may use, at least 1 */
 uint64_t dsi_sys_memory_available(void); /* MemAvailable in bytes, 0 if unknown */
 double dsi_sys_seconds(void);            /* CLOCK_MONOTONIC */
+/* Asks Linux to let this process use the tiles of AMX, all its threads, those that exist and those
+ * to come; a process keeps the permission. 0 or an errno code: ENOSPC where an alternate signal
+ * stack is too small for their state, others where kernel or CPU do not have them. */
+int dsi_sys_permit_amx(void);
 int64_t dsi_sys_getpid(void);            /* differs after fork(): the child is another process */
 
 #endif

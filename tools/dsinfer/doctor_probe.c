@@ -1,5 +1,6 @@
 /* doctor_probe.c: what has to be tried out: the kernels, the clock, the model, its disk. */
 #include "../../kernels/kernels.h"
+#include "../../lib/backend/cpu_isa.h"
 #include "../../lib/backend/cpu_selftest.h"
 #include "../../lib/base/sys.h"
 #include "doctor.h"
@@ -21,23 +22,17 @@
 
 /* The set that an engine would take, and all that is below it. */
 static uint32_t choose_mask(const cli_options *options, doctor_facts *facts) {
-    static const struct {
-        const char *name;
-        uint32_t isa;
-    } sets[] = {{"ref", DSI_ISA_REF},
-                {"avx2", DSI_ISA_AVX2},
-                {"avx512", DSI_ISA_AVX512},
-                {"avx512bf16", DSI_ISA_AVX512BF16}};
     const char *want = options->kernels != NULL ? options->kernels : getenv("DSINFER_KERNELS");
-    uint32_t mask = 0;
-    facts->isa = dsi_isa_detect();
-    for (size_t i = 0; i < sizeof sets / sizeof sets[0]; i++) {
-        if ((facts->isa & sets[i].isa) == 0) break;
-        mask |= sets[i].isa;
-        facts->kernels = sets[i].name;
+    uint32_t n, best = UINT32_MAX;
+    const dsi_cpu_set *sets = dsi_cpu_sets(&n);
+    facts->isa = dsi_cpu_isa(dsi_isa_detect() | DSI_ISA_REF, NULL);
+    for (uint32_t i = n; i-- > 0;) {
+        if ((sets[i].mask & ~facts->isa) != 0) break;
+        best = i;
         if (want != NULL && strcmp(want, sets[i].name) == 0) break;
     }
-    return mask;
+    facts->kernels = sets[best].name;
+    return sets[best].mask;
 }
 
 static void probe_kernels(const cli_options *options, doctor_facts *facts) {
