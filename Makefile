@@ -46,6 +46,7 @@ isa_avx2 := -mavx2 -mfma -mf16c
 isa_avx512 := $(isa_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
 isa_avx512bf16 := $(isa_avx512) -mavx512vbmi -mavx512bf16
 isa_avx512vnni := $(isa_avx512) -mavx512vnni
+isa_amx := $(isa_avx512bf16) -mamx-tile -mamx-bf16 -mamx-int8
 # kernels/matmul/fp8_avx512.c -> $(isa_avx512)
 isa_flags = $(isa_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
 
@@ -71,12 +72,20 @@ install_sh = @BUILD='$(BUILD)' DESTDIR='$(DESTDIR)' prefix='$(prefix)' bindir='$
     sh tools/install.sh
 
 # ---- Sources -------------------------------------------------------------------------------
-x86_kernels := %_avx2.c %_avx512.c %_avx512bf16.c %_avx512vnni.c
+x86_kernels := %_avx2.c %_avx512.c %_avx512bf16.c %_avx512vnni.c %_amx.c
 kernel_src := $(wildcard kernels/*.c kernels/*/*.c)
 bench_src := $(wildcard bench/*.c)
 ifneq ($(ARCH),x86_64)
 kernel_src := $(filter-out $(x86_kernels),$(kernel_src))
 bench_src := $(filter-out $(x86_kernels),$(bench_src))
+endif
+# gcc knows AMX from version 11 on, clang from 12; older ones build the library without it.
+ifneq ($(filter %_amx.c,$(kernel_src)),)
+ifeq ($(shell $(CC) $(isa_amx) -x c -E /dev/null >/dev/null 2>&1 && echo yes),yes)
+cflags += -DDSI_WITH_AMX
+else
+kernel_src := $(filter-out %_amx.c,$(kernel_src))
+endif
 endif
 # The kernels take longest to compile and come first.
 lib_src := $(kernel_src) \
@@ -89,9 +98,9 @@ check_src := $(wildcard tests/check_kernels*.c)
 # What fails every call of the system in turn: a program, and a part of it among the tests.
 torture_src := $(wildcard tests/torture_*.c)
 fuzz_src := $(wildcard tests/fuzz/fuzz_*.c)
-# The BF16 instructions are absent from most machines: the same files are built once more against
-# a double of them in plain C, so that check_kernels can run them everywhere, marked EMULATED.
-double_src := $(filter %_avx512bf16.c,$(kernel_src))
+# The BF16 instructions are absent from most machines, and AMX from more: the same files are built
+# once more against a double of them in C, so that check_kernels can run them, marked EMULATED.
+double_src := $(filter %_avx512bf16.c %_amx.c,$(kernel_src))
 
 object = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 lib_obj := $(call object,$(lib_src))
@@ -276,6 +285,7 @@ $(patsubst tools/%.c,$(BUILD)/%,$(tool_src)): $(BUILD)/%: $(BUILD)/obj/tools/%.o
 # The command's own files without its main(), for the tests that call them.
 $(BUILD)/tests/test_pages $(BUILD)/tests/test_doctor: $(filter-out %/main.o,$(dsinfer_obj))
 $(BUILD)/tests/test_torture: $(torture_obj)
+$(BUILD)/tests/test_amx: $(patsubst %.c,$(BUILD)/obj/double/%.o,$(filter %_amx.c,$(double_src)))
 $(fuzz_targets): $(BUILD)/%: $(BUILD)/obj/%.o $(static_lib)
 	$(step) LD $@
 	@mkdir -p $(@D)
@@ -309,10 +319,11 @@ $(BUILD)/obj/%.o: %.c Makefile | compiler
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(cflags) $(call isa_flags,$<) -c -o $@ $<
 
-$(BUILD)/obj/double/%.o: %.c tests/bf16_double.h Makefile | compiler
+double_of = $(if $(filter %_amx.c,$(1)),tests/amx_double.h,tests/bf16_double.h)
+$(BUILD)/obj/double/%.o: %.c tests/bf16_double.h tests/amx_double.h Makefile | compiler
 	$(step) CC "$< (EMULATED)"
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(cflags) $(isa_avx512) -include tests/bf16_double.h -c -o $@ $<
+	$(Q)$(CC) $(cflags) $(isa_avx512) -include $(call double_of,$<) -c -o $@ $<
 
 compiler:
 	@command -v $(firstword $(CC)) >/dev/null 2>&1 || { \

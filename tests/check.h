@@ -38,7 +38,7 @@ typedef struct check_kernel {
     check_any_fn ref; /* the truth of the stem */
     double c;         /* tolerance, see kernels.inc */
     bool is_ref;
-    bool emulated;          /* built against tests/bf16_double.h instead of the instructions */
+    bool emulated;          /* built against a double of the instructions in tests/ */
     bool flushes_denormals; /* VDPBF16PS takes denormal bf16 as zero and flushes its results */
 } check_kernel;
 

@@ -2,12 +2,13 @@
  *
  *   check_kernels [--stem PATTERN] [--isa NAME] [--bench] [--seed N] [--json]
  *
- * PATTERN is a shell pattern ('matmul_fp8*'), NAME one of ref, avx2, avx512, avx512bf16. For each
- * kernel one line: stem, instruction set, cases, the worst error as a part of its tolerance, OK or
- * FAIL with the first failed case. --json prints one object per kernel on a line of its own; lines
- * that do not start with { come from cmocka. --bench adds times at DeepSeek-V3 shapes.
+ * PATTERN is a shell pattern ('matmul_fp8*'), NAME one of ref, avx2, avx512, avx512bf16, amx. For
+ * each kernel one line: stem, instruction set, cases, the worst error as a part of its tolerance,
+ * OK or FAIL with the first failed case. --json prints one object per kernel on a line of its own;
+ * lines that do not start with { come from cmocka. --bench adds times at DeepSeek-V3 shapes.
  * The deliberately broken kernels of check_kernels_mutants.c always run; each must be caught.
  * Exit code: 0 all right, 1 a check failed, 2 usage. */
+#include "../lib/backend/cpu_isa.h"
 #include "../lib/backend/cpu_selftest.h"
 #include "check.h"
 #include <fcntl.h>
@@ -33,7 +34,7 @@ static struct options {
 
 /* ---- The list -------------------------------------------------------------------------------- */
 
-/* The same sources built against tests/bf16_double.h carry the suffix _double. */
+/* The same sources built against tests/bf16_double.h or amx_double.h carry the suffix _double. */
 #define K(type, stem, isa, symbol, c) void symbol##_double DSI_KERNEL_ARGS_##type;
 #include "../kernels/kernels.inc"
 #undef K
@@ -42,6 +43,10 @@ static struct options {
 #define LOWER_AVX2 "avx2"
 #define LOWER_AVX512 "avx512"
 #define LOWER_AVX512BF16 "avx512bf16"
+#define LOWER_AMX "amx"
+
+/* Whose products take denormals as zero. */
+#define FLUSHING (DSI_ISA_AVX512BF16 | DSI_ISA_AMX)
 
 static const check_kernel kernels[] = {
 #define K(type, stem, isa, symbol, c)                                                              \
@@ -55,17 +60,19 @@ static const check_kernel kernels[] = {
      c,                                                                                            \
      DSI_ISA_##isa == DSI_ISA_REF,                                                                 \
      false,                                                                                        \
-     DSI_ISA_##isa == DSI_ISA_AVX512BF16},
+     (DSI_ISA_##isa & FLUSHING) != 0},
 #include "../kernels/kernels.inc"
 #undef K
 #if defined(__x86_64__)
 #define DOUBLE_REF(type, stem, symbol, c)
 #define DOUBLE_AVX2(type, stem, symbol, c)
 #define DOUBLE_AVX512(type, stem, symbol, c)
-#define DOUBLE_AVX512BF16(type, stem, symbol, c)                                                   \
+#define DOUBLE_AVX512BF16(type, stem, symbol, c) DOUBLE(type, stem, LOWER_AVX512BF16, symbol, c)
+#define DOUBLE_AMX(type, stem, symbol, c) DOUBLE(type, stem, LOWER_AMX, symbol, c)
+#define DOUBLE(type, stem, isa_name, symbol, c)                                                    \
     {CHECK_##type,                                                                                 \
      #stem,                                                                                        \
-     "avx512bf16",                                                                                 \
+     isa_name,                                                                                     \
      #symbol "_double",                                                                            \
      DSI_ISA_AVX512,                                                                               \
      (check_any_fn)symbol##_double,                                                                \
@@ -82,10 +89,11 @@ static const check_kernel kernels[] = {
 enum { KERNELS = sizeof kernels / sizeof kernels[0] };
 
 static const char *isa_name(uint32_t isa) {
-    return isa == DSI_ISA_AVX512BF16 ? LOWER_AVX512BF16
-           : isa == DSI_ISA_AVX512   ? LOWER_AVX512
-           : isa == DSI_ISA_AVX2     ? LOWER_AVX2
-                                     : LOWER_REF;
+    return isa == DSI_ISA_AMX          ? LOWER_AMX
+           : isa == DSI_ISA_AVX512BF16 ? LOWER_AVX512BF16
+           : isa == DSI_ISA_AVX512     ? LOWER_AVX512
+           : isa == DSI_ISA_AVX2       ? LOWER_AVX2
+                                       : LOWER_REF;
 }
 
 static bool is_chosen(const char *stem, const char *isa) {
@@ -218,10 +226,25 @@ static void print_text(const check_run *run, const char *state) {
 
 /* ---- The tests ------------------------------------------------------------------------------- */
 
+/* The self-test at load has fewer cases. */
+_Static_assert((int)CHECK_route == (int)DSI_KERNEL_route, "two lists of the same types");
+static void selftest_kernel(check_run *run) {
+    const check_kernel *k = run->kernel;
+    const dsi_kernel_line line = {.type = (uint32_t)k->type,
+                                  .isa = k->flushes_denormals ? DSI_ISA_AVX512BF16 : DSI_ISA_AVX2,
+                                  .stem = k->stem,
+                                  .symbol = k->symbol,
+                                  .fn = k->fn,
+                                  .ref = k->ref,
+                                  .tolerance = k->c};
+    char why[160];
+    if (!dsi_cpu_selftest_kernel(&line, k->fn, why, sizeof why)) check_fail(run, "%s", why);
+}
+
 static void test_kernel(void **state) {
     const check_kernel *kernel = *state;
     check_run *run = new_run(kernel);
-    if ((dsi_isa_detect() & kernel->isa) == 0) {
+    if ((dsi_cpu_isa(dsi_isa_detect(), NULL) & kernel->isa) == 0) {
         if (options.json)
             print_json(run, "skipped");
         else
@@ -231,6 +254,8 @@ static void test_kernel(void **state) {
         skip();
     }
     run_in_child(run, check, false);
+    /* What this machine lacks must also get through the test at load on one that has it. */
+    if (run->failures == 0 && !kernel->is_ref) run_in_child(run, selftest_kernel, false);
     if (options.bench && run->failures == 0 && !kernel->emulated)
         run_in_child(run, check_bench, false);
     (options.json ? print_json : print_text)(run, run->failures == 0 ? "OK" : "FAIL");
@@ -265,28 +290,14 @@ static void test_mutant_disarmed(void **state) {
     assert_int_equal(failures, 0);
 }
 
-/* The self-test at load has fewer cases: it must catch all but what only this harness can see. */
-_Static_assert((int)CHECK_route == (int)DSI_KERNEL_route, "two lists of the same types");
-static void selftest_mutant(check_run *run) {
-    const check_kernel *k = run->kernel;
-    const dsi_kernel_line line = {.type = (uint32_t)k->type,
-                                  .isa = DSI_ISA_AVX2,
-                                  .stem = k->stem,
-                                  .symbol = k->symbol,
-                                  .fn = k->fn,
-                                  .ref = k->ref,
-                                  .tolerance = k->c};
-    char why[160];
-    if (!dsi_cpu_selftest_kernel(&line, k->fn, why, sizeof why)) check_fail(run, "%s", why);
-}
-
+/* It must catch all mutants but those that only this harness can see. */
 static void test_selftest_catches(void **state) {
     (void)state;
     int caught = 0, n = check_mutant_count();
     for (int i = 0; i < n; i++) {
         check_mutant mutant = check_mutant_arm(i, true);
         check_run *run = new_run(&mutant.kernel);
-        run_in_child(run, selftest_mutant, true);
+        run_in_child(run, selftest_kernel, true);
         long failures = run->failures;
         if (failures > 0) caught++;
         /* A read behind a row needs a guard page to show. */
@@ -296,7 +307,7 @@ static void test_selftest_catches(void **state) {
         assert_true(failures > 0 || !must);
         mutant = check_mutant_arm(i, false);
         run = new_run(&mutant.kernel);
-        run_in_child(run, selftest_mutant, false);
+        run_in_child(run, selftest_kernel, false);
         if (run->failures > 0) printf("disarmed mutant: %s\n", run->why);
         failures = run->failures;
         munmap(run, sizeof *run);
@@ -315,7 +326,7 @@ static void test_selection(void **state) {
     assert_string_equal(chosen.name_##stem, "dsi_" #stem "__ref");
     DSI_KERNEL_STEMS(STEM)
 #undef STEM
-    for (uint32_t mask = 0; mask < 16; mask++) {
+    for (uint32_t mask = 0; mask < DSI_ISA_MASKS; mask++) {
         dsi_kernels_select(mask, &chosen);
         for (int i = 0; i < KERNELS; i++) {
             if (kernels[i].emulated || strcmp(kernels[i].stem, "matmul_fp8_bf16") != 0) continue;
@@ -328,6 +339,7 @@ static void test_selection(void **state) {
     assert_true((isa & DSI_ISA_REF) != 0);
     if (isa & DSI_ISA_AVX512) assert_true((isa & DSI_ISA_AVX2) != 0);
     if (isa & DSI_ISA_AVX512BF16) assert_true((isa & DSI_ISA_AVX512) != 0);
+    if (isa & DSI_ISA_AMX) assert_true((isa & DSI_ISA_AVX512BF16) != 0);
     dsi_kernels_select(isa, &by_detection);
     assert_non_null(by_detection.attend_bf16);
 }

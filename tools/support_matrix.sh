@@ -35,9 +35,9 @@ awk '
     }
     END {
         if (!n) exit 2
-        n_isas = split("ref avx2 avx512 avx512bf16", isas, " ")
-        print "| kernel | reference | AVX2 | AVX-512 | AVX-512 BF16 |"
-        print "|---|---|---|---|---|"
+        n_isas = split("ref avx2 avx512 avx512bf16 amx", isas, " ")
+        print "| kernel | reference | AVX2 | AVX-512 | AVX-512 BF16 | AMX |"
+        print "|---|---|---|---|---|---|"
         for (i = 1; i <= n_ops; i++) {
             line = "| `" ops[i] "` |"
             for (k = 1; k <= n_isas; k++) {
