@@ -248,6 +248,14 @@ static uint64_t count_mtp(const dsi_model *model) {
     return params;
 }
 
+static const char *quantization_name(const dsi_quantization *q) {
+    bool block = q->scale_kind == DSI_SCALE_BLOCK_128;
+    if (q->dtype == DSI_DTYPE_E4M3) return "fp8 128x128";
+    if (q->dtype == DSI_DTYPE_I8) return block ? "int8 128x128" : "int8 rows";
+    if (q->dtype == DSI_DTYPE_I4) return q->scale_group == 32 ? "int4 group 32" : "int4 group 128";
+    return "";
+}
+
 dsi_status dsi_model_get_info(const dsi_model *model, dsi_model_info *info) {
     if (!model || !info || info->struct_size < sizeof info->struct_size)
         return dsi_fail(dsi_thread_error(), DSI_E_ARG,
@@ -279,6 +287,7 @@ dsi_status dsi_model_get_info(const dsi_model *model, dsi_model_info *info) {
         .n_bytes_kv = kv_elements * 2 * c->n_layers,
         .architecture = c->arch->model_type,
         .chat_template = model->chat ? model->chat->name : "",
+        .quantization = quantization_name(&c->quantization),
     };
     for (uint32_t i = 0; i < all.n_tensors; i++)
         all.n_bytes_weights += model->checkpoint.tensors[i].n_bytes;

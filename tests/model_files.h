@@ -102,9 +102,9 @@ static inline void write_safetensors(const char *folder, const char *name, const
 }
 
 /* A checkpoint in golden format whose header text had one change; the tensor bytes follow. */
-static inline void write_changed_header(const char *golden, const char *folder, const char *from,
+static inline void write_changed_header(const char *source, const char *folder, const char *from,
                                         const char *to) {
-    bytes file = read_file(golden, "model.safetensors");
+    bytes file = read_file(source, "model.safetensors");
     uint64_t n = 0;
     for (int i = 7; i >= 0; i--) n = n << 8 | (uint8_t)file.data[i];
     char *header = strndup(file.data + 8, n), *changed = replaced(header, from, to);
@@ -131,8 +131,8 @@ static inline void assert_refused(dsi_status got, const dsi_error *error, dsi_st
 }
 /* cmocka's assert_float_equal compares floats. */
 static inline void near(const char *what, double is, double wanted, double tolerance) {
-    double distance = is > wanted ? is - wanted : wanted - is;
-    if (!(distance <= tolerance)) fail_msg("%s is %.17g, wanted %.17g", what, is, wanted);
+    double gap = is > wanted ? is - wanted : wanted - is;
+    if (!(gap <= tolerance)) fail_msg("%s is %.17g, wanted %.17g", what, is, wanted);
 }
 #define assert_near(is, wanted, tolerance) near(#is, is, wanted, tolerance)
 static inline void assert_ok(dsi_status got, const dsi_error *error) {

@@ -16,6 +16,7 @@ typedef struct stored_form {
     dsi_dtype scale_dtype;
     const char *scale_name;
     const char *config; /* the value of quantization_config; NULL: none */
+    const char *plain;  /* matrices with this in their names stay as they are; NULL: none do */
 } stored_form;
 
 #define CT_INT8(strategy, block)                                                                   \
@@ -27,10 +28,10 @@ typedef struct stored_form {
     "\"dynamic\": true}, \"weights\": {\"num_bits\": 8, \"type\": \"int\", "                       \
     "\"symmetric\": true, \"dynamic\": false, \"strategy\": \"" strategy                           \
     "\", \"group_size\": null, \"block_structure\": " block ", \"actorder\": null}}}}"
-#define CT_INT4(group)                                                                             \
+#define CT_INT4(group, ignore)                                                                     \
     "{\"quant_method\": \"compressed-tensors\", \"format\": \"pack-quantized\", "                  \
     "\"quantization_status\": \"compressed\", \"kv_cache_scheme\": null, "                         \
-    "\"ignore\": [\"lm_head\", \"re:.*mlp.gate$\"], \"config_groups\": {\"group_0\": "             \
+    "\"ignore\": [" ignore "], \"config_groups\": {\"group_0\": "                                  \
     "{\"targets\": [\"Linear\"], \"output_activations\": null, \"input_activations\": null, "      \
     "\"weights\": {\"num_bits\": 4, \"type\": \"int\", \"symmetric\": true, \"dynamic\": false, "  \
     "\"strategy\": \"group\", \"group_size\": " group ", \"actorder\": null}}}}"
@@ -44,20 +45,32 @@ static const stored_form form_fp8 = {
     .scale_name = "weight_scale_inv",
     .config = "{\"quant_method\": \"fp8\", \"fmt\": \"e4m3\", \"activation_scheme\": \"dynamic\", "
               "\"weight_block_size\": [128, 128]}"};
+/* As INT4 files of R1 are published: attention, a small part of the bytes, is left plain. */
+static const stored_form form_int4_mlp = {
+    "int4-g128, MLP",
+    DSI_DTYPE_I4,
+    DSI_SCALE_GROUP,
+    128,
+    DSI_DTYPE_BF16,
+    "weight_scale",
+    CT_INT4("128", "\"lm_head\", \"re:.*self_attn.*\", \"re:.*mlp.gate$\""),
+    "self_attn"};
 /* Each way of storing once, each type of scale twice. */
 static const stored_form integer_forms[] = {
     {"int8-channel", DSI_DTYPE_I8, DSI_SCALE_CHANNEL, 0, DSI_DTYPE_BF16, "weight_scale",
-     CT_INT8("channel", "null")},
+     CT_INT8("channel", "null"), NULL},
     {"int8-w8a8", DSI_DTYPE_I8, DSI_SCALE_CHANNEL, 0, DSI_DTYPE_F32, "weight_scale",
-     "{\"quant_method\": \"w8a8_int8\", \"activation_scheme\": \"dynamic\"}"},
+     "{\"quant_method\": \"w8a8_int8\", \"activation_scheme\": \"dynamic\"}", NULL},
     {"int8-block", DSI_DTYPE_I8, DSI_SCALE_BLOCK_128, 0, DSI_DTYPE_F32, "weight_scale_inv",
      "{\"quant_method\": \"blockwise_int8\", \"activation_scheme\": \"dynamic\", "
-     "\"weight_block_size\": [128, 128]}"},
+     "\"weight_block_size\": [128, 128]}",
+     NULL},
     {"int8-ct-block", DSI_DTYPE_I8, DSI_SCALE_BLOCK_128, 0, DSI_DTYPE_F16, "weight_scale",
-     CT_INT8("block", "[128, 128]")},
+     CT_INT8("block", "[128, 128]"), NULL},
     {"int4-g128", DSI_DTYPE_I4, DSI_SCALE_GROUP, 128, DSI_DTYPE_BF16, "weight_scale",
-     CT_INT4("128")},
-    {"int4-g32", DSI_DTYPE_I4, DSI_SCALE_GROUP, 32, DSI_DTYPE_F16, "weight_scale", CT_INT4("32")},
+     CT_INT4("128", "\"lm_head\", \"re:.*mlp.gate$\""), NULL},
+    {"int4-g32", DSI_DTYPE_I4, DSI_SCALE_GROUP, 32, DSI_DTYPE_F16, "weight_scale",
+     CT_INT4("32", "\"lm_head\", \"re:.*mlp.gate$\""), NULL},
 };
 enum { N_INTEGER_FORMS = sizeof integer_forms / sizeof integer_forms[0] };
 enum { FORM_INT8_CHANNEL = 0, FORM_INT8_BLOCK = 2, FORM_INT4_G128 = 4, FORM_INT4_G32 = 5 };
@@ -250,7 +263,9 @@ static inline bool ends_in(const char *text, const char *tail) {
     size_t n = strlen(text), m = strlen(tail);
     return n >= m && strcmp(text + n - m, tail) == 0;
 }
-static inline bool is_quantisable(const dsi_config *config, const dsi_file_tensor *t) {
+static inline bool is_quantisable(const dsi_config *config, const stored_form *form,
+                                  const dsi_file_tensor *t) {
+    if (form->plain && strstr(t->name, form->plain)) return false;
     return t->n_dims == 2 && ends_in(t->name, ".weight") && !strstr(t->name, "embed_tokens") &&
            !strstr(t->name, "lm_head") && !ends_in(t->name, "mlp.gate.weight") &&
            !dsi_tensor_is_mtp(config, t->name, NULL);
@@ -325,9 +340,10 @@ static inline void quantize_checkpoint(const char *from, const stored_form *form
         const dsi_file_tensor *t = &c.tensors[i];
         if (dsi_tensor_is_mtp(&config, t->name, NULL) || ends_in(t->name, ".weight_scale_inv"))
             continue; /* nothing reads the first yet, the second go with their weights */
-        if (is_quantisable(&config, t)) {
+        bool chosen = is_quantisable(&config, form, t);
+        if (chosen || t->dtype == DSI_DTYPE_E4M3) {
             float *w = widened(&c, t);
-            if (form->dtype == DSI_DTYPE_BF16)
+            if (form->dtype == DSI_DTYPE_BF16 || !chosen)
                 store_bf16(&file, t->name, w, t->shape[0], t->shape[1]);
             else
                 store_matrix(&file, form, t->name, w, t->shape[0], t->shape[1]);

@@ -6,6 +6,7 @@
  *                                    same case, so a failing one is run again with "1 NUMBER" */
 #include "../lib/base/sys.h"
 #include "damage.h"
+#include "quantize_checkpoint.h"
 #include <deepseek/dsinfer.h>
 
 static uint32_t n_cases = 400, first_case;
@@ -147,9 +148,11 @@ static void mutate_text(bytes *text) {
 
 /* ---- Cases ---------------------------------------------------------------------------------- */
 
+/* The last two are made at the start: INT8 by channel and INT4 by group, in compressed-tensors. */
+static char made[2][64];
 static const char *const goldens[] = {"tests/data/golden/v3-fp8", "tests/data/golden/v2-lite",
-                                      "tests/data/golden/qwen2"};
-enum { N_GOLDENS = 3 };
+                                      "tests/data/golden/qwen2", made[0], made[1]};
+enum { N_GOLDENS = 5, N_MADE = 2 };
 static bytes configs[N_GOLDENS], files[N_GOLDENS]; /* read once */
 
 static uint64_t header_bytes(const bytes *file) {
@@ -354,6 +357,12 @@ static void test_mutations(void **state) {
     (void)state;
     uint32_t n_opened = 0;
     double slowest = 0;
+    for (int i = 0; i < N_MADE; i++) {
+        temp_folder(made[i]);
+        quantize_checkpoint("tests/data/golden/qwen2",
+                            &integer_forms[i ? FORM_INT4_G32 : FORM_INT8_CHANNEL], made[i], 0,
+                            NULL);
+    }
     for (int i = 0; i < N_GOLDENS; i++) {
         configs[i] = read_file(goldens[i], "config.json");
         files[i] = read_file(goldens[i], "model.safetensors");
@@ -385,6 +394,7 @@ static void test_mutations(void **state) {
         free(configs[i].data);
         free(files[i].data);
     }
+    for (int i = 0; i < N_MADE; i++) remove_folder(made[i]);
 }
 
 int main(int argc, char **argv) {

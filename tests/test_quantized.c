@@ -97,6 +97,8 @@ static void test_sizes(void **state) {
     uint64_t stay = 2 * 512 * 192 * 2, rest = a.n_bytes_weights - stay;
     assert_in_range(b.n_bytes_weights - stay, rest * 27 / 100, rest * 33 / 100);
     assert_true(b.n_bytes_token < a.n_bytes_token / 2);
+    assert_string_equal(a.quantization, "");
+    assert_string_equal(b.quantization, "int4 group 32");
     dsi_model_close(plain);
     dsi_model_close(packed);
 }

@@ -417,6 +417,8 @@ typedef struct dsi_model_info {
     uint64_t n_bytes_kv;       /* KV bytes of one token, BF16 */
     const char *architecture;  /* "deepseek_v3" */
     const char *chat_template; /* "deepseek-v3.1", "" if unknown */
+    const char *quantization;  /* of the matrices: "fp8 128x128", "int8 rows", "int8 128x128",
+                                  "int4 group 128", "int4 group 32"; "" if they have none */
 } dsi_model_info;
 /* Set info->struct_size = sizeof *info first. */
 DSI_API dsi_status dsi_model_get_info(const dsi_model *model, dsi_model_info *info);

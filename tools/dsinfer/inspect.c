@@ -102,6 +102,10 @@ static void print_model(const inspected *seen) {
         printf(cli_tr("%s in %u block(s)\n", "%s，%u 个块\n"),
                cli_count_text(info->n_params_mtp).text, info->n_mtp_layers);
     }
+    if (*info->quantization) {
+        print_key("stored as", "存储格式");
+        printf("%s\n", info->quantization);
+    }
     print_key("template", "对话模板");
     printf("%s\n", !info->has_tokenizer ? cli_tr("none: no tokenizer.json", "无：缺 tokenizer.json")
                    : *info->chat_template == 0 ? cli_tr("unknown", "未知")
@@ -185,6 +189,7 @@ static void print_json(const inspected *seen, int code) {
     json_text("model", seen->options->model);
     json_text("architecture", info->architecture);
     json_text("chat_template", info->chat_template);
+    json_text("quantization", info->quantization);
     printf(", \"has_tokenizer\": %s", info->has_tokenizer ? "true" : "false");
     json_count("layers", info->n_layers);
     json_count("hidden_size", info->hidden_size);
