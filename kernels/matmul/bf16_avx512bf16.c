@@ -1,8 +1,8 @@
 /* bf16_avx512bf16.c: matmul of BF16 weights, AVX-512 with VBMI and BF16. */
-#include "chunk_avx512bf16.h"
+#include "quad_avx512bf16.h"
 
-#include "tile.h"
+#include "quad.h"
 
 void dsi_matmul_bf16_bf16__avx512bf16(const dsi_matmul_args *args) {
-    dsi_matmul_tiles(args, DSI_DTYPE_BF16, DSI_DTYPE_BF16);
+    dsi_matmul_quads(args, DSI_DTYPE_BF16);
 }
