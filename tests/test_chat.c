@@ -113,6 +113,46 @@ static void test_choose(void **state) {
     assert_name(tiny_gov, "{\"bos_token\": \"" BOS "\"}", "deepseek-v3.1");
 }
 
+/* Templates that look like a known one and are not, and those that lie between two: the text
+ * decides, and what nobody knows is nothing rather than the nearest. */
+static void test_choose_between(void **state) {
+    (void)state;
+#define LAST "{% set system_prompt = message['content'] %}"
+#define HEADER "<|start_header_id|>{{ message['content'] | trim + '<|eot_id|>' }}"
+#define WORDS "{{ 'User: ' + message['content'] }}"
+    static const struct {
+        const char *template, *name;
+    } cases[] = {
+        {TURNS LAST, "deepseek-v3"},
+        {TURNS LAST "{% if is_first_sp %}", "deepseek-v3"},
+        {TURNS LAST "</think>", "deepseek-r1-distill"},
+        {TURNS LAST "{{'<｜Assistant｜><think>\\\\n'}}", "deepseek-r1-distill"},
+        {TURNS "{% if thinking %}", "deepseek-v3"},
+        {TURNS "{% if thinking %}<think>", "deepseek-v3"},
+        {TURNS "{% if thinking %}</think>", "deepseek-v3"},
+        {"{{'<｜User｜>'}}", NULL},
+        {"<|im_start|>system\\\\nYou are a helpful assistant.<|im_end|><think>", NULL},
+        {"<|im_start|>system\\\\nYou are a helpful assistant.<|im_start|>", NULL},
+        {"<|im_start|>system\\nYou are somebody else.<|im_end|>", NULL},
+        {HEADER "<think>", NULL},
+        {"<|start_header_id|>{{ message['content'] }}", NULL},
+        {HEADER "Cutting Knowledge Date: March 2031", NULL},
+        {HEADER "Cutting Knowledge Date: December 2023", NULL},
+        {WORDS, NULL},
+        {WORDS "{{ 'Assistant: ' + message['content'] + eos_token }}", NULL},
+        {WORDS "{{ 'Assistant:' }}", NULL},
+        {"{{ message['content'] }}", NULL},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char config[1024];
+        snprintf(config, sizeof config, "{\"chat_template\": \"%s\"}", cases[i].template);
+        const dsi_chat_template *chat = choose(deepseek, config);
+        const char *name = chat == NULL ? "nothing" : chat->name;
+        const char *want = cases[i].name == NULL ? "nothing" : cases[i].name;
+        if (strcmp(name, want) != 0) fail_msg("%s is %s, not %s", cases[i].template, name, want);
+    }
+}
+
 /* ---- Prompts --------------------------------------------------------------------------------- */
 
 typedef struct prompt {
@@ -301,9 +341,13 @@ static void test_sink_stops(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_choose),     cmocka_unit_test(test_prompts),
-        cmocka_unit_test(test_tiny_gov),   cmocka_unit_test(test_mistakes),
-        cmocka_unit_test(test_sink_stops), cmocka_unit_test(test_choose_without_memory),
+        cmocka_unit_test(test_choose),
+        cmocka_unit_test(test_choose_between),
+        cmocka_unit_test(test_prompts),
+        cmocka_unit_test(test_tiny_gov),
+        cmocka_unit_test(test_mistakes),
+        cmocka_unit_test(test_sink_stops),
+        cmocka_unit_test(test_choose_without_memory),
     };
     return cmocka_run_group_tests(tests, open_tokenizers, close_tokenizers);
 }

@@ -1,5 +1,6 @@
 /* test_model.c: safetensors files and folders of them: every rule has a file that breaks it. The
  * folder of a true DeepSeek-V3 (headers only) opens within its time. */
+#include "../lib/base/fault.h"
 #include "../lib/base/sys.h"
 #include "model_files.h"
 #include <math.h>
@@ -235,6 +236,10 @@ static const bad_index bad_indexes[] = {
     {"index_array", "[]", DSI_E_FORMAT, "no \"weight_map\" object"},
     {"index_no_map", "{\"metadata\":{}}", DSI_E_FORMAT, "no \"weight_map\" object"},
     {"index_empty_map", MAP(""), DSI_E_FORMAT, "weight_map is empty"},
+    {"index_empty_name", MAP("\"\":\"" A "\",\"a\":\"" B "\""), DSI_E_FORMAT,
+     "a name that is empty"},
+    {"index_control_name", MAP("\"a\\u0007\":\"" A "\",\"a\":\"" B "\""), DSI_E_FORMAT,
+     "has control characters"},
     {"index_number", MAP("\"a\":7"), DSI_E_FORMAT, "no file name"},
     {"index_slash", MAP("\"a\":\"x/" A "\""), DSI_E_FORMAT, "no plain file name"},
     {"index_parent", MAP("\"a\":\"../" A "\""), DSI_E_FORMAT, "no plain file name"},
@@ -313,6 +318,58 @@ static void test_missing_and_truncated_shard(void **state) {
     assert_int_equal(symlink("nowhere", path), 0);
     assert_refused(dsi_checkpoint_open(folder, NULL, NULL, &c, &error), &error, DSI_E_IO, B,
                    "no such file");
+}
+
+/* A map of more files than any download has is refused before one of them is looked for. */
+static void test_too_many_shards(void **state) {
+    (void)state;
+    enum { MAX_SHARDS = 4096 };
+    dsi_checkpoint c;
+    dsi_error error = {0};
+    char *index = malloc((MAX_SHARDS + 1) * 64);
+    assert_non_null(index);
+    size_t n = (size_t)sprintf(index, "{\"weight_map\":{");
+    for (int i = 0; i <= MAX_SHARDS; i++)
+        n += (size_t)sprintf(index + n, "%s\"t%d\":\"%d.safetensors\"", i ? "," : "", i, i);
+    strcpy(index + n, "}}");
+    write_text(folder, INDEX, index);
+    assert_refused(dsi_checkpoint_open(folder, NULL, NULL, &c, &error), &error, DSI_E_FORMAT, INDEX,
+                   "more than 4096 shards");
+    free(index);
+}
+
+/* Each call of the system fails in turn, with two shards and with one named file: an error with a
+ * text, nothing left behind, and without a fault it opens. */
+static void test_calls_fail(void **state) {
+    (void)state;
+    char path[128];
+    write_two_shards(good_index);
+    snprintf(path, sizeof path, "%s/" A, folder);
+    for (int single = 0; single < 2; single++) {
+        dsi_memory_counts before, after;
+        dsi_memory_counts_now(&before);
+        bool struck = true;
+        for (uint64_t nth = 1; struck; nth++) {
+            dsi_checkpoint c;
+            dsi_error error = {0};
+            dsi_fault_arm(&(dsi_fault){.kind = DSI_CALL_ANY, .nth = nth});
+            dsi_status status = single ? dsi_checkpoint_open_file(path, &c, &error)
+                                       : dsi_checkpoint_open(folder, NULL, NULL, &c, &error);
+            dsi_fault_disarm();
+            struck = dsi_fault_struck() > 0;
+            assert_true(nth < 200);
+            if (status == DSI_OK) dsi_checkpoint_close(&c);
+            if (!struck) assert_int_equal(status, DSI_OK);
+            /* A file that was only read may fail to close, a block to shrink. */
+            dsi_call kind = dsi_fault_first_struck();
+            if (struck && kind != DSI_CALL_CLOSE && kind != DSI_CALL_REALLOC)
+                assert_int_not_equal(status, DSI_OK);
+            if (status != DSI_OK) assert_true(error.text[0] != 0);
+            dsi_memory_counts_now(&after);
+            assert_int_equal(after.n_blocks, before.n_blocks);
+            assert_int_equal(after.n_bytes_mapped, before.n_bytes_mapped);
+        }
+    }
 }
 
 static void test_total_size_is_advice(void **state) {
@@ -457,6 +514,8 @@ int main(void) {
                                               TEST(test_good_file),
                                               TEST(test_many_unsorted),
                                               TEST(test_two_shards),
+                                              TEST(test_too_many_shards),
+                                              TEST(test_calls_fail),
                                               TEST(test_weight_in_two_shards),
                                               TEST(test_missing_and_truncated_shard),
                                               TEST(test_total_size_is_advice),

@@ -11,6 +11,15 @@
 #include "../lib/base/sys.h"
 #include "tokenizer_files.h"
 
+#include "model_files.h"
+
+/* The first step of DeepSeek-V3 with other options, and all steps with another one in their midst
+ * and another one at the end. */
+#define STEP_1(options) "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\p{N}{1,3}\"}," options "}"
+#define STEPS(first, second, last) SEQUENCE(first "," second "," REGEX_3 "," last)
+#define LETTERS_50 "abcdefghijklmnopqrstuvwxyabcdefghijklmnopqrstuvwxy"
+#define LETTERS_200 LETTERS_50 LETTERS_50 LETTERS_50 LETTERS_50
+
 typedef struct refusal {
     dsi_status status;
     const char *message; /* must be part of it */
@@ -75,6 +84,42 @@ static const refusal other_rules[] = {
     {DSI_E_UNSUPPORTED, "ignore_merges is 1", {.options = ",\"ignore_merges\":1"}},
     {DSI_E_UNSUPPORTED, "an unknown option of model is shuffle", {.options = ",\"shuffle\":1"}},
 };
+static const refusal other_steps[] = {
+    {DSI_E_UNSUPPORTED,
+     "the behavior of a pre_tokenizer step is Removed",
+     {.pre_tokenizer =
+          STEPS(STEP_1("\"behavior\":\"Removed\",\"invert\":false"), REGEX_2, BYTE_LEVEL)}},
+    {DSI_E_UNSUPPORTED,
+     "the behavior of a pre_tokenizer step is missing",
+     {.pre_tokenizer = STEPS(STEP_1("\"invert\":false"), REGEX_2, BYTE_LEVEL)}},
+    {DSI_E_UNSUPPORTED,
+     "invert of a pre_tokenizer step is true",
+     {.pre_tokenizer =
+          STEPS(STEP_1("\"behavior\":\"Isolated\",\"invert\":true"), REGEX_2, BYTE_LEVEL)}},
+    {DSI_E_UNSUPPORTED,
+     "a step of pre_tokenizer is Punctuation",
+     {.pre_tokenizer = STEPS(REGEX_1, "{\"type\":\"Punctuation\"}", BYTE_LEVEL)}},
+    {DSI_E_UNSUPPORTED,
+     "the last step of pre_tokenizer is Metaspace",
+     {.pre_tokenizer = STEPS(REGEX_1, REGEX_2, "{\"type\":\"Metaspace\"}")}},
+    {DSI_E_UNSUPPORTED, "pre_tokenizer is Sequence", {.pre_tokenizer = "{\"type\":\"Sequence\"}"}},
+    {DSI_E_UNSUPPORTED,
+     "pre_tokenizer is Sequence",
+     {.pre_tokenizer = "{\"type\":\"Sequence\",\"pretokenizers\":{\"a\":1}}"}},
+    {DSI_E_UNSUPPORTED,
+     "normalizer is Sequence",
+     {.normalizer = "{\"type\":\"Sequence\",\"normalizers\":\"NFC\"}"}},
+    {DSI_E_UNSUPPORTED,
+     "post_processor is Sequence",
+     {.post_processor = "{\"type\":\"Sequence\"}"}},
+    {DSI_E_UNSUPPORTED,
+     "post_processor is Sequence",
+     {.post_processor = "{\"type\":\"Sequence\",\"processors\":7}"}},
+    /* A long name is quoted in part. */
+    {DSI_E_UNSUPPORTED,
+     "normalizer is " LETTERS_200 ": supported",
+     {.normalizer = "{\"type\":\"" LETTERS_200 "zzz\"}"}},
+};
 static const refusal bad_contents[] = {
     {DSI_E_FORMAT, "no token for byte 0x41", {.skip_byte = 'A'}},
     {DSI_E_FORMAT, "two tokens have id 65", {.vocab = "\"ab\":65"}},
@@ -125,11 +170,62 @@ static void check_refused(const refusal *want, size_t n) {
 static void test_refusals(void **state) {
     (void)state;
     check_refused(other_rules, sizeof other_rules / sizeof *other_rules);
+    check_refused(other_steps, sizeof other_steps / sizeof *other_steps);
     check_refused(bad_contents, sizeof bad_contents / sizeof *bad_contents);
 }
 
 /* What the refusals start from is accepted, and what the families have beside; a file that is not
  * there is an IO error. */
+/* DeepSeek-V2 has a step for digits; vocab, merges and added_tokens are of the right kind. */
+static void test_changed_files(void **state) {
+    (void)state;
+    static const struct {
+        dsi_status status;
+        const char *file, *from, *to, *message;
+    } changes[] = {
+        {DSI_E_UNSUPPORTED, "deepseek-v2", "\"Digits\"", "\"Whitespace\"",
+         "a step of pre_tokenizer is Whitespace"},
+        {DSI_E_UNSUPPORTED, "deepseek-v2", "_digits\":true", "_digits\":false",
+         "individual_digits is false"},
+        {DSI_E_UNSUPPORTED, "deepseek-v2", "\"individual_digits\"", "\"digits\"",
+         "individual_digits is missing"},
+        {DSI_E_FORMAT, "deepseek-v2", "\"vocab\":{", "\"vocab\":[],\"type\":{", ""},
+        {DSI_E_FORMAT, "", "\"vocab\":{}", "\"vocab\":[]", "model.vocab is not an object"},
+        {DSI_E_FORMAT, "", ",\"vocab\":{}", "", "model.vocab is not an object"},
+        {DSI_E_FORMAT, "", "\"merges\":[]", "\"merges\":{}", "model.merges is not an array"},
+        {DSI_E_FORMAT, "", "\"merges\":[],", "", "model.merges is not an array"},
+        {DSI_E_FORMAT, "", "\"added_tokens\":[]", "\"added_tokens\":{}",
+         "added_tokens is not an array"},
+        {DSI_E_FORMAT, "", "\"added_tokens\":[],", "", "no token for byte"},
+        {DSI_E_UNSUPPORTED, "", "\"padding\":null", "\"padding\":{}", "padding is an object"},
+    };
+    static const char bare[] = "{\"padding\":null,\"added_tokens\":[],\"pre_tokenizer\":" SEQUENCE(
+        REGEX_1 "," REGEX_2 "," REGEX_3
+                "," BYTE_LEVEL) ",\"decoder\":" DECODER
+                                ",\"model\":{\"type\":\"BPE\",\"end_of_word_suffix\":\"\","
+                                "\"merges\":[],\"vocab\":{}}}";
+    char path[32], from[64];
+    temporary_path(path);
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        snprintf(from, sizeof from, "tests/data/tokenizer/%s", changes[i].file);
+        bytes file = {0};
+        if (changes[i].file[0] != 0) file = read_file(from, "tokenizer.json");
+        char *text = replaced(file.data ? file.data : bare, changes[i].from, changes[i].to);
+        FILE *out = fopen(path, "wb");
+        assert_non_null(out);
+        fputs(text, out);
+        assert_int_equal(fclose(out), 0);
+        dsi_error error = {0};
+        dsi_tokenizer *tokenizer;
+        dsi_status status = dsi_tokenizer_open(path, &tokenizer, &error);
+        if (status != changes[i].status || !strstr(error.text, changes[i].message))
+            fail_msg("want \"%s\", got %d \"%s\"", changes[i].message, status, error.text);
+        free(text);
+        free(file.data);
+    }
+    unlink(path);
+}
+
 static void test_accepted(void **state) {
     (void)state;
     dsi_tokenizer *tokenizer =
@@ -144,6 +240,7 @@ static void test_accepted(void **state) {
         {.post_processor = "{\"type\":\"Sequence\",\"processors\":[{\"type\":\"ByteLevel\"},"
                            "{\"type\":\"TemplateProcessing\"}]}"},
         {.options = ",\"ignore_merges\":false"},
+        {.options = ",\"continuing_subword_prefix\":\"\",\"end_of_word_suffix\":\"\""},
         {.skip_byte = 0xC0}, /* these never occur in UTF-8 */
         {.skip_byte = 0xFF},
     };
@@ -301,9 +398,10 @@ static void test_without_memory(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_accepted),
-        cmocka_unit_test(test_ignore_merges), cmocka_unit_test(test_letters),
-        cmocka_unit_test(test_normalised),    cmocka_unit_test(test_without_memory),
+        cmocka_unit_test(test_refusals),       cmocka_unit_test(test_changed_files),
+        cmocka_unit_test(test_accepted),       cmocka_unit_test(test_ignore_merges),
+        cmocka_unit_test(test_letters),        cmocka_unit_test(test_normalised),
+        cmocka_unit_test(test_without_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
