@@ -1,12 +1,7 @@
 /* test_exact.c: exact mode. The hash of every row of logits must not depend on how the prompt is
  * cut into steps, on the number of threads, or on what else is in the batch. */
 #include "golden.h"
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "quantize_checkpoint.h"
 
 /* Sanitizers slow the steps down twenty times; they look at memory, not at hashes. */
 #ifdef __SANITIZE_ADDRESS__
@@ -34,6 +29,7 @@ static uint64_t hash_bytes(const void *data, size_t n) { /* FNV-1a */
 typedef struct layout {
     uint32_t chunk, threads;
     bool beside_others;
+    uint32_t activations;
 } layout;
 
 static dsi_session *new_session(dsi_engine *e) {
@@ -62,6 +58,7 @@ static void run_layout(dsi_model *model, size_t vocab, const layout *l, const ch
     dsi_engine_options o;
     dsi_engine_options_init(&o);
     o.n_threads = l->threads;
+    o.activations = l->activations;
     o.chunk_tokens = l->chunk;
     o.max_context = N_ROWS + 6;
     o.kv_tokens = 8 * (N_ROWS + 64);
@@ -93,7 +90,7 @@ static void run_layout(dsi_model *model, size_t vocab, const layout *l, const ch
 }
 
 /* `full`: every combination; else each layout of a prompt, threads and company at least once. */
-static void check_model(const char *dir, const char *kernels, bool full) {
+static void check_model(const char *dir, const char *kernels, uint32_t activations, bool full) {
     dsi_model *model;
     dsi_model_info info = {.struct_size = sizeof info};
     if (dsi_model_open(dir, NULL, &model) != DSI_OK) fail_msg("%s", dsi_last_error(NULL));
@@ -104,7 +101,7 @@ static void check_model(const char *dir, const char *kernels, bool full) {
     for (int c = 0; c < 4; c++)
         for (uint32_t threads = 1; threads <= 3; threads++)
             for (int others = 0; others < 2; others++) {
-                layout l = {chunks[c], threads, others != 0};
+                layout l = {chunks[c], threads, others != 0, activations};
                 if (SLOW_BUILD && (chunks[c] == 1 || threads != 2)) continue;
                 if (!full && (c == 0 ? others && threads != 3 : threads != 2)) continue;
                 memset(hashes, 0, sizeof hashes);
@@ -125,27 +122,51 @@ static void test_exact_tiny_gov(void **state) {
     (void)state;
     const char *kernels[KERNEL_SETS];
     size_t n = kernel_sets(kernels);
-    check_model("examples/models/tiny-gov", kernels[n - 1], false);
+    check_model("examples/models/tiny-gov", kernels[n - 1], DSI_ACTIVATIONS_BF16, false);
 }
 static void test_exact_v3_fp8(void **state) {
     (void)state;
     const char *kernels[KERNEL_SETS];
     size_t n = kernel_sets(kernels);
     for (size_t i = 1; i < n; i++)
-        check_model("tests/data/golden/v3-fp8", kernels[i], i == n - 1);
+        check_model("tests/data/golden/v3-fp8", kernels[i], DSI_ACTIVATIONS_BF16, i == n - 1);
 }
 /* Grouped-query attention keeps the same promise. */
 static void test_exact_qwen2(void **state) {
     (void)state;
     const char *kernels[KERNEL_SETS];
     size_t n = kernel_sets(kernels);
-    check_model("tests/data/golden/qwen2", kernels[n - 1], false);
+    check_model("tests/data/golden/qwen2", kernels[n - 1], DSI_ACTIVATIONS_BF16, false);
+}
+/* INT8 and INT4 weights, with operands of eight bits too: a row has multipliers of its own, so it
+ * knows no other row either. */
+static void test_exact_integers(void **state) {
+    (void)state;
+    const char *kernels[KERNEL_SETS];
+    size_t n = kernel_sets(kernels);
+    const struct {
+        int form;
+        uint32_t activations;
+    } cases[] = {{FORM_INT8_CHANNEL, DSI_ACTIVATIONS_A8},
+                 {FORM_INT8_BLOCK, DSI_ACTIVATIONS_BF16},
+                 {FORM_INT4_G32, DSI_ACTIVATIONS_A8}};
+    for (int i = 0; i < 3; i++) {
+        char folder[64];
+        const stored_form *form = &integer_forms[cases[i].form];
+        temp_folder(folder);
+        print_message("%s, %s activations:\n", form->name,
+                      cases[i].activations == DSI_ACTIVATIONS_A8 ? "a8" : "bf16");
+        quantize_checkpoint("tests/data/golden/v2-lite", form, folder, 0, NULL);
+        check_model(folder, kernels[n - 1], cases[i].activations, false);
+        remove_folder(folder);
+    }
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_exact_v3_fp8),
         cmocka_unit_test(test_exact_qwen2),
+        cmocka_unit_test(test_exact_integers),
         cmocka_unit_test(test_exact_tiny_gov),
     };
     return cmocka_run_group_tests_name("exact", tests, NULL, NULL);
