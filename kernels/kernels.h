@@ -122,9 +122,16 @@ typedef void (*dsi_cast_fn)(const float *x, uint16_t *y, int64_t n);
 
 /* ---- rope: rotates pairs of x[0..2*half) in place: (a, b) -> (a cos - b sin, b cos + a sin) -----
  * rope_interleaved pairs (2i, 2i+1), rope_half pairs (i, i+half). Angle = position * inv_freq[i];
- * cos and sin are multiplied by factor. cos and sin are taken in double, then f32. */
-typedef void (*dsi_rope_fn)(float *x, const float *inv_freq, int64_t half, int64_t position,
-                            double factor);
+ * cos and sin are multiplied by factor. They are taken in double, then f32, once for all heads. */
+typedef struct dsi_rope_args {
+    float *x;       /* [n_heads][2 * half] */
+    int64_t stride; /* elements between heads */
+    int64_t n_heads;
+    const float *inv_freq; /* [half] */
+    int64_t half, position;
+    double factor;
+} dsi_rope_args;
+typedef void (*dsi_rope_fn)(const dsi_rope_args *args);
 
 /* ---- moe_route: which experts a token goes to (one row per call) ------------------------------
  * logits [n_experts] f32. score = sigmoid or softmax. choice = score (+ bias for noaux_tc).
@@ -158,8 +165,7 @@ typedef void (*dsi_route_fn)(const dsi_route_args *args); /* n_experts <= 1024 *
     (const float *x, const void *w, dsi_dtype w_dtype, void *y, int64_t n, float eps)
 #define DSI_KERNEL_ARGS_swiglu (const float *gate, const float *up, void *y, int64_t n)
 #define DSI_KERNEL_ARGS_cast (const float *x, uint16_t *y, int64_t n)
-#define DSI_KERNEL_ARGS_rope                                                                      \
-    (float *x, const float *inv_freq, int64_t half, int64_t position, double factor)
+#define DSI_KERNEL_ARGS_rope (const dsi_rope_args *args)
 #define DSI_KERNEL_ARGS_route (const dsi_route_args *args)
 #include "kernels.inc"
 #undef K

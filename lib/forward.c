@@ -89,14 +89,31 @@ static void rms_norm(walk *w, const char *name, const dsi_tensor *x, const dsi_t
     submit(w, DSI_OP_RMS_NORM, (const dsi_tensor *[]){x, weight}, 2, (dsi_tensor *[]){y}, 1, &attr);
     tap(w, name, y);
 }
-/* bias may be absent (ne[0] = 0); add: y += instead of y =. */
-static void linear(walk *w, const char *name, const dsi_tensor *x, const dsi_tensor *weight,
-                   const dsi_tensor *bias, dsi_tensor *y, bool add) {
+/* A product of the op: bias may be NULL or absent (ne[0] = 0). */
+typedef struct product {
+    const char *name;
+    const dsi_tensor *weight, *bias;
+    dsi_tensor *y;
+} product;
+enum { MAX_PRODUCTS = 3 };
+
+/* Several products of the same x; add: y += instead of y =. */
+static void linears(walk *w, const dsi_tensor *x, const product *products, uint32_t n, bool add) {
     dsi_attr_linear attr = {sizeof attr, add ? DSI_LINEAR_ADD : 0};
-    bool has_bias = bias && bias->ne[0];
-    submit(w, DSI_OP_LINEAR, (const dsi_tensor *[]){x, weight, bias}, has_bias ? 3 : 2,
-           (dsi_tensor *[]){y}, 1, &attr);
-    tap(w, name, y);
+    const dsi_tensor *in[1 + 2 * MAX_PRODUCTS] = {x};
+    dsi_tensor *out[MAX_PRODUCTS];
+    for (uint32_t i = 0; i < n; i++) {
+        const dsi_tensor *bias = products[i].bias;
+        in[1 + 2 * i] = products[i].weight;
+        in[2 + 2 * i] = bias && bias->ne[0] ? bias : NULL;
+        out[i] = products[i].y;
+    }
+    submit(w, DSI_OP_LINEAR, in, 1 + 2 * n, out, n, &attr);
+    for (uint32_t i = 0; i < n; i++) tap(w, products[i].name, products[i].y);
+}
+static void linear(walk *w, const char *name, const dsi_tensor *x, const dsi_tensor *weight,
+                   dsi_tensor *y, bool add) {
+    linears(w, x, &(product){name, weight, NULL, y}, 1, add);
 }
 /* Rotates columns [first, first + dim) of each of n_heads heads that are `width` columns apart. */
 static void rope(walk *w, const dsi_tensor *x, int64_t first, int64_t dim, int64_t n_heads,
@@ -141,15 +158,16 @@ static void mla_attend(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
 static void mla(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
     const dsi_config *c = w->config;
     dsi_scratch *t = &w->t;
+    product kv_a = {"self_attn.kv_a_proj_with_mqa", &l->kv_a_proj_with_mqa, NULL, &t->kv};
     if (c->q_lora_rank) {
-        linear(w, "self_attn.q_a_proj", &t->normed, &l->q_a_proj, NULL, &t->q_a, false);
+        product q_a = {"self_attn.q_a_proj", &l->q_a_proj, NULL, &t->q_a};
+        linears(w, &t->normed, (product[]){q_a, kv_a}, 2, false);
         rms_norm(w, "self_attn.q_a_layernorm", &t->q_a, &l->q_a_layernorm, &t->q_a_normed);
-        linear(w, "self_attn.q_b_proj", &t->q_a_normed, &l->q_b_proj, NULL, &t->q, false);
+        linear(w, "self_attn.q_b_proj", &t->q_a_normed, &l->q_b_proj, &t->q, false);
     } else {
-        linear(w, "self_attn.q_proj", &t->normed, &l->q_proj, NULL, &t->q, false);
+        product q = {"self_attn.q_proj", &l->q_proj, NULL, &t->q};
+        linears(w, &t->normed, (product[]){q, kv_a}, 2, false);
     }
-    linear(w, "self_attn.kv_a_proj_with_mqa", &t->normed, &l->kv_a_proj_with_mqa, NULL, &t->kv,
-           false);
     /* the norm covers the latent only, not the rope columns behind it */
     dsi_tensor latent = columns(&t->kv, 0, c->kv_lora_rank);
     rms_norm(w, "self_attn.kv_a_layernorm", &latent, &l->kv_a_layernorm, &latent);
@@ -159,7 +177,7 @@ static void mla(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
     kv_write(w, &t->kv, pages);
     mla_attend(w, l, pages);
     tap(w, "self_attn", &t->attention);
-    linear(w, "self_attn.o_proj", &t->attention, &l->o_proj, NULL, &t->hidden, true);
+    linear(w, "self_attn.o_proj", &t->attention, &l->o_proj, &t->hidden, true);
 }
 
 static void gqa(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
@@ -167,9 +185,10 @@ static void gqa(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
     dsi_scratch *t = &w->t;
     int64_t kv_width = (int64_t)c->n_kv_heads * c->head_dim;
     dsi_tensor k = columns(&t->kv, 0, kv_width), v = columns(&t->kv, kv_width, kv_width);
-    linear(w, "self_attn.q_proj", &t->normed, &l->q_proj, &l->q_bias, &t->q, false);
-    linear(w, "self_attn.k_proj", &t->normed, &l->k_proj, &l->k_bias, &k, false);
-    linear(w, "self_attn.v_proj", &t->normed, &l->v_proj, &l->v_bias, &v, false);
+    product qkv[] = {{"self_attn.q_proj", &l->q_proj, &l->q_bias, &t->q},
+                     {"self_attn.k_proj", &l->k_proj, &l->k_bias, &k},
+                     {"self_attn.v_proj", &l->v_proj, &l->v_bias, &v}};
+    linears(w, &t->normed, qkv, 3, false);
     rope(w, &t->q, 0, c->head_dim, c->n_heads, c->head_dim);
     rope(w, &k, 0, c->head_dim, c->n_kv_heads, c->head_dim);
     kv_write(w, &t->kv, pages);
@@ -178,7 +197,7 @@ static void gqa(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
     submit(w, DSI_OP_GQA_ATTEND, (const dsi_tensor *[]){&t->q, pages}, 2,
            (dsi_tensor *[]){&t->attention}, 1, &attr);
     tap(w, "self_attn", &t->attention);
-    linear(w, "self_attn.o_proj", &t->attention, &l->o_proj, NULL, &t->hidden, true);
+    linear(w, "self_attn.o_proj", &t->attention, &l->o_proj, &t->hidden, true);
 }
 
 /* ---- Feed-forward
@@ -189,13 +208,13 @@ static void dense(walk *w, const dsi_placed_layer *l) {
     submit(w, DSI_OP_LINEAR_SWIGLU, (const dsi_tensor *[]){&t->normed, &l->mlp[0], &l->mlp[1]}, 3,
            (dsi_tensor *[]){&t->ffn_hidden}, 1, NULL);
     observe(w, "mlp.gate_proj or mlp.up_proj", &t->ffn_hidden, NULL);
-    linear(w, "mlp.down_proj", &t->ffn_hidden, &l->mlp[2], NULL, &t->hidden, true);
+    linear(w, "mlp.down_proj", &t->ffn_hidden, &l->mlp[2], &t->hidden, true);
 }
 
 static void moe(walk *w, const dsi_placed_layer *l) {
     const dsi_config *c = w->config;
     dsi_scratch *t = &w->t;
-    linear(w, "mlp.gate", &t->normed, &l->gate, NULL, &t->router_logits, false);
+    linear(w, "mlp.gate", &t->normed, &l->gate, &t->router_logits, false);
     dsi_attr_route route = {sizeof route,
                             c->router,
                             c->scoring == DSI_SCORING_SIGMOID,
@@ -295,7 +314,7 @@ dsi_status dsi_forward_head(dsi_engine *e, dsi_forward_mode mode, uint32_t first
     submit(&w, DSI_OP_GATHER_ROWS, (const dsi_tensor *[]){&w.t.hidden, &w.t.head_rows}, 2,
            (dsi_tensor *[]){&w.t.head_hidden}, 1, NULL);
     rms_norm(&w, "norm", &w.t.head_hidden, &e->placed.norm, &w.t.head_normed);
-    linear(&w, "lm_head", &w.t.head_normed, &e->placed.lm_head, NULL, &w.t.logits, false);
+    linear(&w, "lm_head", &w.t.head_normed, &e->placed.lm_head, &w.t.logits, false);
     uint64_t row = (uint64_t)w.t.logits.ne[0] * sizeof *logits;
     for (uint32_t i = 0; mode == DSI_FORWARD_RUN && w.status == DSI_OK && i < n; i++) {
         uint64_t offset = w.t.logits.offset + i * (uint64_t)w.t.logits.stride[1] * sizeof *logits;

@@ -61,7 +61,7 @@ static void call(void *context) {
         ((dsi_cast_fn)fn)(b->x, b->y, b->n);
         break;
     case CHECK_rope:
-        ((dsi_rope_fn)fn)(b->x, b->up, b->n / 2, 4095, 1);
+        ((dsi_rope_fn)fn)(&(dsi_rope_args){b->x, b->n, 1, b->up, b->n / 2, 4095, 1});
         break;
     case CHECK_route:
         ((dsi_route_fn)fn)(&b->route);

@@ -35,6 +35,7 @@
     M(NAN_TO_INF, cast, cast_bf16, "rounds NaN like a number")                                     \
     M(HALVES_PAIRED, rope, rope_interleaved, "pairs the halves instead of neighbours")             \
     M(SINE_SIGN, rope, rope_interleaved, "turns the other way")                                    \
+    M(FIRST_HEAD_ALONE, rope, rope_interleaved, "turns the first head alone")                     \
     M(BIAS_IN_WEIGHTS, route, moe_route, "takes the biased score for the weight")                  \
     M(GROUP_MAX, route, moe_route, "ranks groups by their largest choice, not the top two")        \
     M(MASK_ZERO, route, moe_route, "masks groups with 0 instead of -inf")                          \
@@ -161,13 +162,14 @@ static void broken_cast(const float *x, uint16_t *y, int64_t n) {
     }
 }
 
-static void broken_rope(float *x, const float *inv_freq, int64_t half, int64_t position,
-                        double factor) {
-    if (bug == SINE_SIGN) position = -position;
+static void broken_rope(const dsi_rope_args *args) {
+    dsi_rope_args a = *args;
+    if (bug == SINE_SIGN) a.position = -a.position;
+    if (bug == FIRST_HEAD_ALONE) a.n_heads = 1;
     if (bug == HALVES_PAIRED)
-        dsi_rope_half__ref(x, inv_freq, half, position, factor);
+        dsi_rope_half__ref(&a);
     else
-        dsi_rope_interleaved__ref(x, inv_freq, half, position, factor);
+        dsi_rope_interleaved__ref(&a);
 }
 
 /* NaN above every number, as in the reference. */

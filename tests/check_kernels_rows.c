@@ -151,19 +151,23 @@ void check_rope(check_run *run) {
     static const int64_t halves[] = {0, 1, 2, 3, 4, 7, 8, 16, 17, 32, 64};
     static const int64_t positions[] = {0, 1, 2, 63, 4095, 163839};
     for (int n = 0; n < 11 * 6 && !check_done(run); n++) {
-        int64_t half = halves[n / 6], position = positions[n % 6];
+        int64_t half = halves[n / 6], position = positions[n % 6], heads = 1 + n % 3;
+        int64_t stride = 2 * half + n % 2, width = (heads - 1) * stride + 2 * half;
         double factor = check_below(run, 2) ? 1 : 1.2079441541679836;
-        check_case(run, "half=%lld position=%lld", (long long)half, (long long)position);
-        float *x = floats(run, SLOT_X, 2 * half, 3), *inv_freq = floats(run, SLOT_W, half, 0);
+        check_case(run, "half=%lld heads=%lld position=%lld", (long long)half, (long long)heads,
+                   (long long)position);
+        float *x = floats(run, SLOT_X, width, 3), *inv_freq = floats(run, SLOT_W, half, 0);
         for (int64_t i = 0; i < half; i++)
             inv_freq[i] = (float)pow(10000, -(double)i / (double)half);
-        float *truth = check_copy(x, 2 * half * 4), *size = check_copy(x, 2 * half * 4);
-        ((dsi_rope_fn)run->kernel->fn)(x, inv_freq, half, position, factor);
-        ((dsi_rope_fn)run->kernel->ref)(truth, inv_freq, half, position, factor);
-        for (int64_t i = 0; i < 2 * half; i++) {
+        float *truth = check_copy(x, width * 4), *size = check_copy(x, width * 4);
+        dsi_rope_args args = {x, stride, heads, inv_freq, half, position, factor};
+        ((dsi_rope_fn)run->kernel->fn)(&args);
+        args.x = truth;
+        ((dsi_rope_fn)run->kernel->ref)(&args);
+        for (int64_t i = 0; i < width; i++) {
             /* Partners differ by kind; the largest element bounds both terms. */
             double most = 0;
-            for (int64_t j = 0; j < 2 * half; j++) most = fmax(most, fabs((double)size[j]));
+            for (int64_t j = 0; j < width; j++) most = fmax(most, fabs((double)size[j]));
             check_near(run, (double)x[i], (double)truth[i], run->kernel->c * 2 * most * factor, "x",
                        i, 0);
         }

@@ -244,12 +244,12 @@ static void test_trap_06_interleaved_or_half(void **state) {
     (void)state;
     const float inv_freq[2] = {1, 0.1f};
     float a[4] = {1, 0, 0, 1}, b[4] = {1, 0, 0, 1};
-    dsi_rope_interleaved__ref(a, inv_freq, 2, 3, 1);
+    dsi_rope_interleaved__ref(&(dsi_rope_args){a, 4, 1, inv_freq, 2, 3, 1});
     assert_close((double)a[0], cos(3), 1e-7);
     assert_close((double)a[1], sin(3), 1e-7);
     assert_close((double)a[2], -sin(3 * (double)0.1f), 1e-7);
     assert_close((double)a[3], cos(3 * (double)0.1f), 1e-7);
-    dsi_rope_half__ref(b, inv_freq, 2, 3, 2);
+    dsi_rope_half__ref(&(dsi_rope_args){b, 4, 1, inv_freq, 2, 3, 2});
     assert_close((double)b[0], 2 * cos(3), 2e-7);
     assert_close((double)b[2], 2 * sin(3), 2e-7);
     assert_close((double)b[1], -2 * sin(3 * (double)0.1f), 2e-7);

@@ -48,7 +48,8 @@ typedef struct dsi_tensor {
     X(DSI_OP_EMBED, 1)                                                                             \
     /* x F32 [R][n], weight [n] -> y act or F32 [R][n] (dsi_attr_norm) */                          \
     X(DSI_OP_RMS_NORM, 2)                                                                          \
-    /* x act [R][k], w [n][k], optional bias [n] -> y F32 or act [R][n] (dsi_attr_linear) */       \
+    /* x act [R][k], then w [n][k] and optional bias [n] per y -> 1 to 4 y, F32 or act [R][n] */   \
+    /* (dsi_attr_linear); the last bias may be left out of the list */                             \
     X(DSI_OP_LINEAR, 3)                                                                            \
     /* x act [R][k], gate [n][k], up [n][k] -> h act [R][n] = silu(gate x) * up x */               \
     X(DSI_OP_LINEAR_SWIGLU, 4)                                                                     \

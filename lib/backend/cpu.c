@@ -102,6 +102,7 @@ static void host_log(void *user, uint32_t level, const char *component, const ch
 static void cpu_device_close(dsi_dev *dev) {
     if (!dev) return;
     dsi_pool_free(dev->pool);
+    dsi_sys_free(dev->shares);
     dsi_sys_free(dev);
 }
 
@@ -136,11 +137,18 @@ static dsi_status cpu_device_open(uint32_t index, const char *options, const dsi
     uint32_t n = (uint32_t)strtoul(threads, NULL, 10);
     if (st == DSI_OK)
         st = dsi_pool_new(n ? n : dsi_sys_cpu_count(), &dev->log, &dev->pool, &open_error);
+    if (st == DSI_OK) {
+        dev->n_threads = dsi_pool_size(dev->pool);
+        dev->shares =
+            dsi_sys_alloc_aligned((uint64_t)DSI_CPU_PHASES * dev->n_threads * sizeof *dev->shares);
+        if (!dev->shares)
+            st = dsi_fail(&open_error, DSI_E_NOMEM, "no memory for the shares of %u threads; ask "
+                          "for fewer threads", dev->n_threads);
+    }
     if (st != DSI_OK) {
-        dsi_sys_free(dev);
+        cpu_device_close(dev);
         return st;
     }
-    dev->n_threads = dsi_pool_size(dev->pool);
     snprintf(dev->describe, sizeof dev->describe, "cpu, %u thread%s, %s kernels%s", dev->n_threads,
              dev->n_threads == 1 ? "" : "s", set, note);
     *out = dev;

@@ -6,12 +6,21 @@
 #include "../base/base.h"
 #include "../base/pool.h"
 #include <deepseek/backend.h>
+#include <stdatomic.h>
+
+/* The tasks of one thread that nobody has begun: next .. end-1 (cpu_tasks.c). */
+typedef struct dsi_cpu_share {
+    _Alignas(64) _Atomic int64_t next; /* a cache line each: all threads look at all of them */
+    int64_t end;
+} dsi_cpu_share;
+enum { DSI_CPU_PHASES = 2 }; /* in which one op deals tasks */
 
 struct dsi_dev {
     dsi_pool *pool;
     dsi_kernels kernels;
     uint32_t n_threads;
     bool a8; /* operands that meet I8 or I4 weights in linear, linear_swiglu and moe_ffn are A8 */
+    dsi_cpu_share *shares; /* [DSI_CPU_PHASES][n_threads] */
     dsi_log log;
     dsi_error error;
     char kernels_name[32]; /* of the set, and a mark if the self-test replaced a kernel */
@@ -103,6 +112,7 @@ void dsi_cpu_store(const dsi_dev *dev, const float *x, void *y, dsi_dtype dtype,
 /* Runs fn on the pool, or on the calling thread alone when `work` (multiply-adds, or what takes as
  * long) is less than waking the others is worth. fn gets n_threads = 1 then and must not wait at a
  * barrier. The result is the same either way. */
+uint32_t dsi_cpu_threads(const dsi_dev *dev, int64_t work); /* how many it will be */
 void dsi_cpu_parallel(const dsi_dev *dev, dsi_pool_fn fn, const void *context, int64_t work);
 /* Inside fn: waits for the other threads, if there are any. */
 static inline void dsi_cpu_barrier(const dsi_dev *dev, uint32_t n_threads) {

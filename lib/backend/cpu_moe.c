@@ -1,9 +1,11 @@
 /* cpu_moe.c: routing and the mixture of experts. Tokens are grouped by expert; one barrier parts
- * the up pass (gate, up, SiLU) from the down pass. The down pass splits the output columns, and
- * each token adds its experts in ascending id, then the shared expert: the order depends on the
- * token alone, and no reduction over threads is needed. */
-#include "cpu.h"
+ * the up pass (gate, up, SiLU) from the down pass. The down pass cuts the output columns, and each
+ * token adds its experts in ascending id, then the shared expert: the order depends on the token
+ * alone, and no reduction over threads is needed. */
+#include "cpu_tasks.h"
 #include <string.h>
+
+enum { ROUTE_WORK = 256 }; /* multiply-adds that take as long as choosing among one expert more */
 
 /* ---- moe_route ----------------------------------------------------------------------------------
  */
@@ -18,10 +20,13 @@ dsi_status dsi_cpu_moe_route_check(dsi_dev *dev, const dsi_op *op, uint64_t *wor
               op->out[0]->ne[0] == a->top_k && op->out[1]->ne[0] == a->top_k;
     return dsi_cpu_require(dev, op, ok, "logits must be F32 of at most 1024 experts");
 }
-void dsi_cpu_moe_route_run(const dsi_cpu_run *run) {
+static void route_rows(void *context, uint32_t thread, uint32_t n_threads) {
+    const dsi_cpu_run *run = context;
     const dsi_attr_route *a = run->op->attr;
     const dsi_tensor *logits = run->op->in[0], *bias = run->op->n_in > 1 ? run->op->in[1] : NULL;
-    for (int64_t r = 0; r < dsi_cpu_rows(logits); r++) {
+    uint64_t r0, r1;
+    dsi_pool_share((uint64_t)dsi_cpu_rows(logits), 1, thread, n_threads, &r0, &r1);
+    for (int64_t r = (int64_t)r0; r < (int64_t)r1; r++) {
         dsi_route_args args = {.logits = dsi_cpu_at(logits, r, 0),
                                .bias = bias ? dsi_cpu_data(bias) : NULL,
                                .experts = dsi_cpu_at(run->op->out[0], r, 0),
@@ -37,28 +42,43 @@ void dsi_cpu_moe_route_run(const dsi_cpu_run *run) {
         run->dev->kernels.moe_route(&args);
     }
 }
+void dsi_cpu_moe_route_run(const dsi_cpu_run *run) {
+    const dsi_tensor *logits = run->op->in[0];
+    int64_t work = ROUTE_WORK * dsi_cpu_rows(logits) * logits->ne[0];
+    if (dsi_cpu_rows(logits) == 1) work = 0; /* one row is one task */
+    dsi_cpu_parallel(run->dev, route_rows, run, work);
+}
 
 /* ---- moe_ffn ------------------------------------------------------------------------------------
  */
+
+/* An expert that has tokens; the shared expert comes last and has all of them. */
+typedef struct moe_part {
+    const dsi_tensor *const *w; /* gate, up, down */
+    const int32_t *rows;        /* [m] its tokens, ascending; NULL: all */
+    const float *weights;       /* [m]; NULL: 1 (trap 10: the shared expert is not scaled) */
+    uint8_t *h;                 /* act [m][h_stride] */
+    int64_t m, h_stride;
+    int64_t columns, first; /* of a task of the up pass; the number of its first task */
+} moe_part;
 
 /* The tokens of one call sorted by expert, and where their hidden activations lie. */
 typedef struct moe_job {
     const dsi_cpu_run *run;
     const dsi_attr_moe *attr;
-    int64_t n_rows, hidden, inter, shared_inter, h_stride, shared_stride, act;
+    int64_t n_rows, hidden, inter, shared_inter, act;
     int32_t *start;  /* [n_experts + 1] first slot of an expert */
     int32_t *rows;   /* [n_rows * top_k] token of a slot, ascending inside an expert */
     float *weights;  /* [n_rows * top_k] */
-    uint8_t *h;      /* act [n_rows * top_k][h_stride] */
-    uint8_t *shared; /* act [n_rows][shared_stride] */
-    uint8_t *own;    /* per thread: two tiles, then the panel */
+    moe_part *parts; /* [n_experts + 1] */
+    int64_t n_parts, n_up_tasks;
+    int64_t down_columns; /* of a task of the down pass */
+    uint8_t *h;           /* act [n_rows * top_k][padded inter], then [n_rows][padded shared] */
+    uint8_t *own;         /* per thread: two tiles, then the scratch of a kernel */
     uint64_t own_bytes;
 } moe_job;
 
-/* in: x, ids, weights, then gate, up, down per expert, then of the shared expert. */
-static const dsi_tensor *expert_weight(const moe_job *job, int64_t expert, int64_t which) {
-    return job->run->op->in[3 + expert * 3 + which];
-}
+static int64_t padded(int64_t columns) { return dsi_cpu_round_up(columns, 32); }
 
 static moe_job job_of(const dsi_cpu_run *run, uint64_t *total) {
     const dsi_op *op = run->op;
@@ -70,18 +90,18 @@ static moe_job job_of(const dsi_cpu_run *run, uint64_t *total) {
                    .inter = op->in[3]->ne[1],
                    .act = dsi_dtype_bytes(op->in[0]->dtype)};
     if (a->has_shared) job.shared_inter = op->in[3 + 3 * a->n_experts]->ne[1];
-    job.h_stride = dsi_cpu_round_up(job.inter, DSI_CPU_TILE);
-    job.shared_stride = dsi_cpu_round_up(job.shared_inter, DSI_CPU_TILE);
     int64_t slots = job.n_rows * a->top_k;
     int64_t k_max = dsi_max_i64(job.hidden, dsi_max_i64(job.inter, job.shared_inter));
-    dsi_cpu_arena arena = {run->workspace, 0};
+    dsi_cpu_arena arena = {run->workspace, 0}, own = {NULL, 0};
     job.start = dsi_cpu_take(&arena, ((int64_t)a->n_experts + 1) * 4);
     job.rows = dsi_cpu_take(&arena, slots * 4);
     job.weights = dsi_cpu_take(&arena, slots * 4);
-    job.h = dsi_cpu_take(&arena, slots * job.h_stride * job.act);
-    job.shared = dsi_cpu_take(&arena, job.n_rows * job.shared_stride * job.act);
-    job.own_bytes = (uint64_t)(dsi_cpu_round_up(2 * job.n_rows * DSI_CPU_TILE * 4, 64) +
-                               dsi_cpu_round_up(dsi_matmul_scratch_bytes(k_max), 64));
+    job.parts = dsi_cpu_take(&arena, ((int64_t)a->n_experts + 1) * (int64_t)sizeof *job.parts);
+    job.h = dsi_cpu_take(
+        &arena, (slots * padded(job.inter) + job.n_rows * padded(job.shared_inter)) * job.act);
+    dsi_cpu_take(&own, 2 * dsi_cpu_tile_floats(job.n_rows) * 4);
+    dsi_cpu_take(&own, dsi_matmul_scratch_bytes(k_max));
+    job.own_bytes = own.used;
     job.own = dsi_cpu_take(&arena, (int64_t)(job.own_bytes * run->dev->n_threads));
     *total = arena.used;
     return job;
@@ -136,106 +156,142 @@ static void group_by_expert(moe_job *job) {
     job->start[0] = 0;
 }
 
-/* h = silu(x gate^T) * (x up^T) for columns [n0, n1) and m tokens. */
-static void up_tile(const moe_job *job, int64_t expert, const int32_t *rows, int64_t m, uint8_t *h,
-                    int64_t h_stride, int64_t n0, int64_t n1, uint8_t *own) {
-    const dsi_tensor *x = job->run->op->in[0];
-    float *gate = (float *)(void *)own, *up = gate + m * DSI_CPU_TILE;
-    dsi_matmul_args a = {.x = dsi_cpu_data(x),
-                         .x_stride = x->stride[1],
-                         .x_rows = rows,
-                         .y_stride = DSI_CPU_TILE,
-                         .m = m,
-                         .n0 = n0,
-                         .n1 = n1};
-    a.scratch = own + dsi_cpu_round_up(2 * job->n_rows * DSI_CPU_TILE * 4, 64);
-    a.y = gate;
-    dsi_cpu_matmul(job->run->dev, expert_weight(job, expert, 0), x->dtype, &a)(&a);
-    a.y = up;
-    dsi_cpu_matmul(job->run->dev, expert_weight(job, expert, 1), x->dtype, &a)(&a);
-    dsi_swiglu_fn swiglu = x->dtype == DSI_DTYPE_BF16 ? job->run->dev->kernels.swiglu_bf16
-                                                      : job->run->dev->kernels.swiglu_f32;
-    for (int64_t i = 0; i < m; i++)
-        swiglu(gate + i * DSI_CPU_TILE, up + i * DSI_CPU_TILE, h + (i * h_stride + n0) * job->act,
-               n1 - n0);
-}
-
-/* Tasks are (expert with tokens, tile of columns), numbered in order and split evenly. */
-static void up_pass(const moe_job *job, uint32_t thread, uint32_t n_threads, uint8_t *own) {
+/* The experts that have tokens, in ascending id, then the shared one. */
+static void list_parts(moe_job *job) {
+    const dsi_tensor *const *w = job->run->op->in + 3;
     uint32_t n_experts = job->attr->n_experts;
-    int64_t tiles = dsi_ceil_div(job->inter, DSI_CPU_TILE), n_active = 0;
-    int64_t shared_tiles = dsi_ceil_div(job->shared_inter, DSI_CPU_TILE);
-    for (uint32_t e = 0; e < n_experts; e++) n_active += job->start[e + 1] > job->start[e];
-    uint64_t t0, t1, n_tasks = (uint64_t)(n_active * tiles + shared_tiles);
-    dsi_pool_share(n_tasks, 1, thread, n_threads, &t0, &t1);
-    int64_t first = 0; /* number of the first task of the expert at hand */
+    uint8_t *h = job->h;
     for (uint32_t e = 0; e < n_experts; e++) {
         int64_t slot = job->start[e], m = job->start[e + 1] - slot;
         if (m == 0) continue;
-        int64_t c0 = dsi_max_i64((int64_t)t0 - first, 0);
-        int64_t c1 = dsi_min_i64((int64_t)t1 - first, tiles);
-        for (int64_t c = c0; c < c1; c++)
-            up_tile(job, e, job->rows + slot, m, job->h + slot * job->h_stride * job->act,
-                    job->h_stride, c * DSI_CPU_TILE,
-                    dsi_min_i64((c + 1) * DSI_CPU_TILE, job->inter), own);
-        first += tiles;
+        job->parts[job->n_parts++] = (moe_part){.w = w + 3 * e,
+                                                .rows = job->rows + slot,
+                                                .weights = job->weights + slot,
+                                                .h = h,
+                                                .m = m,
+                                                .h_stride = padded(job->inter)};
+        h += m * padded(job->inter) * job->act;
     }
-    int64_t c0 = dsi_max_i64((int64_t)t0 - first, 0);
-    for (int64_t c = c0; c < dsi_min_i64((int64_t)t1 - first, shared_tiles); c++)
-        up_tile(job, n_experts, NULL, job->n_rows, job->shared, job->shared_stride,
-                c * DSI_CPU_TILE, dsi_min_i64((c + 1) * DSI_CPU_TILE, job->shared_inter), own);
+    if (job->attr->has_shared)
+        job->parts[job->n_parts++] = (moe_part){.w = w + 3 * n_experts,
+                                                .h = h,
+                                                .m = job->n_rows,
+                                                .h_stride = padded(job->shared_inter)};
 }
 
-/* y[token] += weight * (h down^T) for columns [n0, n1). */
-static void down_tile(const moe_job *job, int64_t expert, const uint8_t *h, int64_t h_stride,
-                      const int32_t *rows, const float *weights, int64_t m, int64_t n0, int64_t n1,
-                      uint8_t *own) {
-    const dsi_tensor *x = job->run->op->in[0], *y = job->run->op->out[0];
-    float *tile = (float *)(void *)own;
-    dsi_matmul_args a = {.x = h,
-                         .x_stride = h_stride,
-                         .y = tile,
-                         .y_stride = DSI_CPU_TILE,
-                         .m = m,
-                         .n0 = n0,
-                         .n1 = n1};
-    a.scratch = own + dsi_cpu_round_up(2 * job->n_rows * DSI_CPU_TILE * 4, 64);
-    dsi_cpu_matmul(job->run->dev, expert_weight(job, expert, 2), x->dtype, &a)(&a);
-    for (int64_t i = 0; i < m; i++) {
-        float *sum = dsi_cpu_at(y, rows ? rows[i] : i, n0);
-        float weight = weights ? weights[i] : 1.0f; /* trap 10: the shared expert is not scaled */
-        for (int64_t n = 0; n < n1 - n0; n++) sum[n] += weight * tile[i * DSI_CPU_TILE + n];
+/* What a task of the up pass costs: bytes of weights, and multiply-adds from some rows on. */
+static int64_t task_cost(const moe_part *p) { return p->columns * (8 + p->m); }
+
+/* Cuts both passes into tasks and deals them, the first in shares of equal cost. */
+static void deal(moe_job *job, uint32_t n_threads) {
+    dsi_cpu_share *shares = job->run->dev->shares;
+    int64_t cost = 0, spent = 0, begin = 0;
+    for (int64_t i = 0; i < job->n_parts; i++) {
+        moe_part *p = &job->parts[i];
+        p->columns = dsi_cpu_task_columns(p->w[0], p->m, DSI_CPU_TASK_BYTES, n_threads);
+        p->first = job->n_up_tasks;
+        job->n_up_tasks += dsi_ceil_div(p->w[0]->ne[1], p->columns);
+        cost += (job->n_up_tasks - p->first) * task_cost(p);
+    }
+    uint32_t t = 0;
+    for (int64_t i = 0; i < job->n_parts; i++) {
+        const moe_part *p = &job->parts[i];
+        int64_t end = i + 1 < job->n_parts ? p[1].first : job->n_up_tasks;
+        /* threads whose share ends within this part */
+        for (; t + 1 < n_threads; t++) {
+            int64_t left = cost / n_threads * (t + 1) - spent;
+            int64_t at = p->first + dsi_max_i64(left, 0) / task_cost(p);
+            if (at >= end) break;
+            dsi_cpu_deal(&shares[t], begin, dsi_max_i64(at, begin));
+            begin = dsi_max_i64(at, begin);
+        }
+        spent += (end - p->first) * task_cost(p);
+    }
+    for (; t < n_threads; t++, begin = job->n_up_tasks)
+        dsi_cpu_deal(&shares[t], begin, job->n_up_tasks);
+    /* one task takes its columns through all experts */
+    const moe_part *last = &job->parts[job->n_parts - 1];
+    job->down_columns = dsi_cpu_task_columns(last->w[2], dsi_max_i64(last->m, job->n_rows),
+                                             4 * DSI_CPU_TASK_BYTES, n_threads);
+    dsi_cpu_deal_evenly(shares + job->run->dev->n_threads, n_threads,
+                        dsi_ceil_div(job->hidden, job->down_columns));
+}
+
+/* h = silu(x gate^T) * (x up^T): a task is some columns of one expert. */
+static void up_pass(const moe_job *job, uint32_t thread, uint32_t n_threads, dsi_cpu_arena own) {
+    const dsi_tensor *x = job->run->op->in[0];
+    dsi_cpu_share *shares = job->run->dev->shares;
+    int64_t i = 0, last = -2;
+    for (int64_t task; dsi_cpu_next_task(shares, thread, n_threads, &task); last = task) {
+        bool goes_on = task == last + 1;
+        while (i > 0 && task < job->parts[i].first) i--;
+        while (i + 1 < job->n_parts && task >= job->parts[i + 1].first) i++, goes_on = false;
+        const moe_part *p = &job->parts[i];
+        int64_t n0 = (task - p->first) * p->columns, n = p->w[0]->ne[1];
+        dsi_cpu_gated product = {x, p->w[0], p->w[1], p->rows, p->m, p->h, p->h_stride, x->dtype};
+        bool ends =
+            i + 1 < job->n_parts && dsi_cpu_task_ahead(shares, thread) == job->parts[i + 1].first;
+        dsi_cpu_place next = {ends ? p[1].w[0] : NULL, 0};
+        if (!goes_on) dsi_cpu_prefetch(p->w[1], n0);
+        dsi_cpu_gated_columns(job->run->dev, &product, n0, dsi_min_i64(n0 + p->columns, n),
+                              ends ? &next : NULL, own);
     }
 }
-static void down_pass(const moe_job *job, uint32_t thread, uint32_t n_threads, uint8_t *own) {
-    uint32_t n_experts = job->attr->n_experts;
-    uint64_t c0, c1;
-    dsi_pool_share((uint64_t)job->hidden, DSI_CPU_TILE, thread, n_threads, &c0, &c1);
-    for (int64_t n0 = (int64_t)c0; n0 < (int64_t)c1; n0 += DSI_CPU_TILE) {
-        int64_t n1 = dsi_min_i64(n0 + DSI_CPU_TILE, (int64_t)c1);
-        for (uint32_t e = 0; e < n_experts; e++) {
-            int64_t slot = job->start[e], m = job->start[e + 1] - slot;
-            if (m == 0) continue;
-            down_tile(job, e, job->h + slot * job->h_stride * job->act, job->h_stride,
-                      job->rows + slot, job->weights + slot, m, n0, n1, own);
+
+/* y[token] += weight * (h down^T) for columns [n0, n1) of one expert. */
+static void down_columns(const moe_job *job, const moe_part *p, int64_t n0, int64_t n1,
+                         dsi_cpu_arena own) {
+    const dsi_tensor *x = job->run->op->in[0], *y = job->run->op->out[0];
+    float *tile = dsi_cpu_take(&own, 2 * dsi_cpu_tile_floats(job->n_rows) * 4);
+    int64_t n = n1 - n0;
+    dsi_matmul_args a = {.x_stride = p->h_stride,
+                         .y = tile,
+                         .y_stride = n,
+                         .n0 = n0,
+                         .n1 = n1,
+                         .scratch = own.base + own.used};
+    dsi_matmul_fn matmul = dsi_cpu_matmul(job->run->dev, p->w[2], x->dtype, &a);
+    for (int64_t r = 0; r < p->m; r += DSI_CPU_ROWS_AT_ONCE) {
+        a.x = p->h + r * p->h_stride * job->act;
+        a.m = dsi_min_i64(DSI_CPU_ROWS_AT_ONCE, p->m - r);
+        matmul(&a);
+        for (int64_t i = 0; i < a.m; i++)
+            dsi_cpu_add_scaled(dsi_cpu_at(y, p->rows ? p->rows[r + i] : r + i, n0), tile + i * n,
+                               p->weights ? p->weights[r + i] : 1.0f, n);
+    }
+}
+static void down_pass(const moe_job *job, uint32_t thread, uint32_t n_threads, dsi_cpu_arena own) {
+    dsi_cpu_share *shares = job->run->dev->shares + job->run->dev->n_threads;
+    for (int64_t task; dsi_cpu_next_task(shares, thread, n_threads, &task);) {
+        int64_t n0 = task * job->down_columns,
+                n1 = dsi_min_i64(n0 + job->down_columns, job->hidden);
+        for (int64_t i = 0; i < job->n_parts; i++) {
+            if (i + 1 < job->n_parts)
+                dsi_cpu_prefetch(job->parts[i + 1].w[2], n0);
+            else if (n1 < job->hidden)
+                dsi_cpu_prefetch(job->parts[0].w[2], n1);
+            down_columns(job, &job->parts[i], n0, n1, own);
         }
-        if (job->attr->has_shared)
-            down_tile(job, n_experts, job->shared, job->shared_stride, NULL, NULL, job->n_rows, n0,
-                      n1, own);
     }
 }
 
 static void moe_ffn(void *context, uint32_t thread, uint32_t n_threads) {
     const moe_job *job = context;
-    uint8_t *own = job->own + job->own_bytes * thread;
+    const dsi_dev *dev = job->run->dev;
+    dsi_cpu_arena own = {job->own + job->own_bytes * thread, 0};
     up_pass(job, thread, n_threads, own);
-    dsi_cpu_barrier(job->run->dev, n_threads);
+    int64_t ahead = dsi_cpu_task_ahead(dev->shares + dev->n_threads, thread);
+    if (ahead >= 0) dsi_cpu_prefetch(job->parts[0].w[2], ahead * job->down_columns);
+    dsi_cpu_barrier(dev, n_threads);
     down_pass(job, thread, n_threads, own);
 }
 void dsi_cpu_moe_ffn_run(const dsi_cpu_run *run) {
     uint64_t total;
     moe_job job = job_of(run, &total);
-    group_by_expert(&job);
     int64_t work = 3 * job.n_rows * job.hidden * (job.attr->top_k * job.inter + job.shared_inter);
+    if (job.n_rows == 0) return;
+    group_by_expert(&job);
+    list_parts(&job);
+    deal(&job, dsi_cpu_threads(run->dev, work));
     dsi_cpu_parallel(run->dev, moe_ffn, &job, work);
 }

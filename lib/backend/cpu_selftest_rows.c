@@ -171,17 +171,19 @@ void dsi_selftest_cast(dsi_selftest *t) {
 
 void dsi_selftest_rope(dsi_selftest *t) {
     static const int64_t positions[] = {0, 1, 4095, 163839};
-    enum { HALF = 19 };
+    enum { HALF = 19, WIDTH = 2 * HALF + 1 }; /* two heads, and one element between them */
     for (int n = 0; n < 4; n++) {
         double factor = n % 2 ? 1.2 : 1;
         dsi_selftest_case(t, "half=%d position=%lld", HALF, (long long)positions[n]);
-        float *x = row_of(t, 2 * HALF, 3), *inv_freq = dsi_selftest_take(t, HALF * 4);
+        float *x = row_of(t, 2 * WIDTH, 3), *inv_freq = dsi_selftest_take(t, HALF * 4);
         for (int64_t i = 0; i < HALF; i++) inv_freq[i] = (float)pow(10000, -(double)i / HALF);
-        float *truth = dsi_selftest_take(t, 2 * HALF * 4);
-        memcpy(truth, x, 2 * HALF * 4);
-        ((dsi_rope_fn)t->fn)(x, inv_freq, HALF, positions[n], factor);
-        ((dsi_rope_fn)t->line->ref)(truth, inv_freq, HALF, positions[n], factor);
-        for (int64_t i = 0; i < 2 * HALF; i++)
+        float *truth = dsi_selftest_take(t, 2 * WIDTH * 4);
+        memcpy(truth, x, 2 * WIDTH * 4);
+        dsi_rope_args args = {x, WIDTH, 2, inv_freq, HALF, positions[n], factor};
+        ((dsi_rope_fn)t->fn)(&args);
+        args.x = truth;
+        ((dsi_rope_fn)t->line->ref)(&args);
+        for (int64_t i = 0; i < 2 * WIDTH; i++)
             dsi_selftest_near(t, (double)x[i], (double)truth[i], t->line->tolerance * 6 * factor,
                               "x", i, 0);
     }

@@ -84,9 +84,12 @@ void dsi_cpu_store(const dsi_dev *dev, const float *x, void *y, dsi_dtype dtype,
  * ops (all of them, in a model as small as tiny-gov) are better off alone. */
 enum { ALONE_WORK = 1 << 17 };
 
+uint32_t dsi_cpu_threads(const dsi_dev *dev, int64_t work) {
+    return work < ALONE_WORK ? 1 : dev->n_threads;
+}
 void dsi_cpu_parallel(const dsi_dev *dev, dsi_pool_fn fn, const void *context, int64_t work) {
     void *unconst = (void *)(uintptr_t)context; /* workers only read it */
-    if (work < ALONE_WORK)
+    if (dsi_cpu_threads(dev, work) == 1)
         fn(unconst, 0, 1);
     else
         dsi_pool_run(dev->pool, fn, unconst);

@@ -1,0 +1,323 @@
+/* test_cpu_ops.c: linear, linear_swiglu and moe_ffn of the CPU back-end called alone: every row of
+ * a call has the bits it has alone, with any number of threads and any columns beside it; sums are
+ * those of plain C. Shapes no model has: odd widths, more rows than a kernel takes at once. */
+#include "../lib/backend/backends.h"
+#include "../lib/backend/cpu_tasks.h"
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { HIDDEN = 136, INTER = 70, SHARED = 150, EXPERTS = 5, TOP_K = 3, MAX_ROWS = 420 };
+enum { MEMORY = 1 << 23 };
+
+static const dsi_backend *cpu;
+
+typedef struct device {
+    dsi_dev *dev;
+    dsi_dev_stream *stream;
+    dsi_buf *memory, *workspace;
+    uint8_t *bytes;
+    uint64_t used;
+} device;
+
+static device open_device(uint32_t n_threads) {
+    device d = {0};
+    char options[32];
+    snprintf(options, sizeof options, "threads=%u", n_threads);
+    assert_int_equal(cpu->device_open(0, options, NULL, &d.dev), DSI_OK);
+    assert_int_equal(cpu->stream_new(d.dev, &d.stream), DSI_OK);
+    assert_int_equal(cpu->buf_alloc(d.dev, 0, MEMORY, &d.memory), DSI_OK);
+    d.bytes = d.memory->data;
+    return d;
+}
+static void close_device(device *d) {
+    cpu->buf_free(d->workspace);
+    cpu->buf_free(d->memory);
+    cpu->stream_free(d->stream);
+    cpu->device_close(d->dev);
+}
+
+static uint64_t random_state;
+static float uniform(void) {
+    random_state = random_state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    return (float)((double)(random_state >> 40) * 0x1p-23 - 1);
+}
+
+/* A matrix in the device's memory; of F32 with numbers in it. */
+static dsi_tensor take(device *d, dsi_dtype dtype, int64_t rows, int64_t columns, int64_t stride) {
+    dsi_tensor t = {.struct_size = sizeof t,
+                    .dtype = dtype,
+                    .n_dims = 2,
+                    .ne = {columns, rows},
+                    .stride = {1, stride},
+                    .buf = d->memory,
+                    .offset = d->used};
+    uint64_t bytes = (uint64_t)(rows * stride) * dsi_dtype_bytes(dtype);
+    assert_true(d->used + bytes <= MEMORY);
+    for (uint64_t i = 0; dtype == DSI_DTYPE_F32 && i < bytes / 4; i++) {
+        float value = uniform();
+        memcpy(d->bytes + d->used + i * 4, &value, 4);
+    }
+    d->used += (bytes + 63) / 64 * 64;
+    return t;
+}
+
+static void run(device *d, const dsi_op *op) {
+    uint64_t need = 0;
+    assert_int_equal(cpu->op_plan(d->dev, op, &need), DSI_OK);
+    cpu->buf_free(d->workspace);
+    assert_int_equal(cpu->buf_alloc(d->dev, 0, need + 1, &d->workspace), DSI_OK);
+    memset(d->workspace->data, 0xFF, need);
+    assert_int_equal(cpu->op_run(d->stream, op, d->workspace, 0), DSI_OK);
+}
+
+static float *row_of(const dsi_tensor *t, int64_t row) { return dsi_cpu_at(t, row, 0); }
+static dsi_tensor row_alone(const dsi_tensor *t, int64_t row) {
+    dsi_tensor view = *t;
+    view.ne[1] = 1;
+    view.offset += (uint64_t)(row * t->stride[1]) * dsi_dtype_bytes(t->dtype);
+    return view;
+}
+static double dot(const float *x, const dsi_tensor *w, int64_t n) {
+    double sum = 0;
+    for (int64_t k = 0; k < w->ne[0]; k++) sum += (double)x[k] * (double)row_of(w, n)[k];
+    return sum;
+}
+static double silu(double g) { return g / (1 + exp(-g)); }
+static void assert_near(double ours, double truth) {
+    if (!(fabs(ours - truth) <= 1e-4 * (1 + fabs(truth)))) fail_msg("%g is not %g", ours, truth);
+}
+
+/* ---- linear: three outputs, the second with a bias, the third added to what is there --------- */
+
+static void linear_rows(device *d, int64_t m, int64_t y_dtype, bool add) {
+    static const int64_t widths[] = {300, 17, 1};
+    d->used = 0, random_state = 5;
+    dsi_tensor x = take(d, DSI_DTYPE_F32, m, HIDDEN, HIDDEN + 3), w[3], y[3], alone[3], bias;
+    const dsi_tensor *in[7] = {&x};
+    dsi_tensor *out[3], *out_alone[3];
+    for (int i = 0; i < 3; i++) {
+        w[i] = take(d, DSI_DTYPE_F32, widths[i], HIDDEN, HIDDEN);
+        y[i] = take(d, (dsi_dtype)y_dtype, m, widths[i], widths[i] + 5);
+        memset(dsi_cpu_data(&y[i]), 0, (size_t)(m * (widths[i] + 5) * dsi_dtype_bytes(y[i].dtype)));
+        alone[i] = take(d, (dsi_dtype)y_dtype, 1, widths[i], widths[i]);
+        in[1 + 2 * i] = &w[i], in[2 + 2 * i] = NULL;
+        out[i] = &y[i], out_alone[i] = &alone[i];
+    }
+    bias = take(d, DSI_DTYPE_F32, 1, widths[1], widths[1]);
+    in[4] = &bias;
+    dsi_attr_linear attr = {sizeof attr, add ? DSI_LINEAR_ADD : 0};
+    dsi_op op = {sizeof op, DSI_OP_LINEAR, 6, 3, in, out, &attr};
+    run(d, &op);
+    for (int64_t r = 0; r < m; r += 1 + m / 7) {
+        dsi_tensor x_alone = row_alone(&x, r);
+        for (int i = 0; i < 3; i++)
+            memset(dsi_cpu_data(&alone[i]), 0, (size_t)(widths[i] * dsi_dtype_bytes(y[i].dtype)));
+        in[0] = &x_alone;
+        run(d, &(dsi_op){sizeof op, DSI_OP_LINEAR, 6, 3, in, out_alone, &attr});
+        for (int i = 0; i < 3; i++) {
+            size_t bytes = (size_t)widths[i] * dsi_dtype_bytes(y[i].dtype);
+            assert_memory_equal(row_of(&y[i], r), row_of(&alone[i], 0), bytes);
+            for (int64_t n = 0; y_dtype == DSI_DTYPE_F32 && n < widths[i]; n++) {
+                double truth = dot(row_of(&x, r), &w[i], n);
+                if (i == 1) truth += (double)row_of(&bias, 0)[n];
+                assert_near((double)row_of(&y[i], r)[n], truth);
+            }
+        }
+    }
+}
+
+static const int64_t row_counts[] = {1, 2, 7, 16, 17, 192, 193, MAX_ROWS};
+enum { N_COUNTS = sizeof row_counts / sizeof row_counts[0] };
+
+static void test_linear(void **state) {
+    (void)state;
+    for (uint32_t n_threads = 1; n_threads <= 3; n_threads++) {
+        device d = open_device(n_threads);
+        for (int i = 0; i < N_COUNTS; i++) {
+            linear_rows(&d, row_counts[i], DSI_DTYPE_F32, false);
+            linear_rows(&d, row_counts[i], DSI_DTYPE_F32, true);
+            linear_rows(&d, row_counts[i], DSI_DTYPE_BF16, false);
+        }
+        close_device(&d);
+    }
+}
+
+/* A bias of the wrong width, a weight of another input, more outputs than there may be. */
+static void test_linear_refused(void **state) {
+    (void)state;
+    device d = open_device(1);
+    dsi_tensor x = take(&d, DSI_DTYPE_F32, 2, 8, 8), w = take(&d, DSI_DTYPE_F32, 4, 8, 8);
+    dsi_tensor y = take(&d, DSI_DTYPE_F32, 2, 4, 4), bias = take(&d, DSI_DTYPE_F32, 1, 4, 4);
+    const dsi_tensor *in[11] = {&x, &w, &bias, &w, NULL, &w, NULL, &w, NULL, &w, NULL};
+    dsi_tensor *out[5] = {&y, &y, &y, &y, &y};
+    uint64_t bytes;
+    dsi_op op = {sizeof op, DSI_OP_LINEAR, 9, 4, in, out, NULL};
+    assert_int_equal(cpu->op_plan(d.dev, &op, &bytes), DSI_OK);
+    op.n_in = 11, op.n_out = 5;
+    assert_int_equal(cpu->op_plan(d.dev, &op, &bytes), DSI_E_UNSUPPORTED);
+    op.n_in = 1, op.n_out = 1;
+    assert_int_equal(cpu->op_plan(d.dev, &op, &bytes), DSI_E_UNSUPPORTED);
+    op.n_in = 3, bias.ne[0] = 5;
+    assert_int_equal(cpu->op_plan(d.dev, &op, &bytes), DSI_E_UNSUPPORTED);
+    bias.ne[0] = 4, w.ne[0] = 7;
+    assert_int_equal(cpu->op_plan(d.dev, &op, &bytes), DSI_E_UNSUPPORTED);
+    close_device(&d);
+}
+
+/* ---- linear_swiglu and moe_ffn ----------------------------------------------------------------
+ */
+
+static void swiglu_rows(device *d, int64_t m) {
+    d->used = 0, random_state = 7;
+    dsi_tensor x = take(d, DSI_DTYPE_F32, m, HIDDEN, HIDDEN);
+    dsi_tensor gate = take(d, DSI_DTYPE_F32, SHARED, HIDDEN, HIDDEN);
+    dsi_tensor up = take(d, DSI_DTYPE_F32, SHARED, HIDDEN, HIDDEN);
+    dsi_tensor h = take(d, DSI_DTYPE_F32, m, SHARED, SHARED + 1);
+    dsi_tensor alone = take(d, DSI_DTYPE_F32, 1, SHARED, SHARED), *out = &h, *out_alone = &alone;
+    const dsi_tensor *in[] = {&x, &gate, &up};
+    run(d, &(dsi_op){sizeof(dsi_op), DSI_OP_LINEAR_SWIGLU, 3, 1, in, &out, NULL});
+    for (int64_t r = 0; r < m; r += 1 + m / 5) {
+        dsi_tensor x_alone = row_alone(&x, r);
+        in[0] = &x_alone;
+        run(d, &(dsi_op){sizeof(dsi_op), DSI_OP_LINEAR_SWIGLU, 3, 1, in, &out_alone, NULL});
+        assert_memory_equal(row_of(&h, r), row_of(&alone, 0), SHARED * 4);
+        for (int64_t n = 0; n < SHARED; n++)
+            assert_near((double)row_of(&h, r)[n],
+                        silu(dot(row_of(&x, r), &gate, n)) * dot(row_of(&x, r), &up, n));
+    }
+}
+static void test_swiglu(void **state) {
+    (void)state;
+    for (uint32_t n_threads = 1; n_threads <= 3; n_threads++) {
+        device d = open_device(n_threads);
+        for (int i = 0; i < N_COUNTS; i++) swiglu_rows(&d, row_counts[i]);
+        close_device(&d);
+    }
+}
+
+typedef struct mixture {
+    dsi_tensor x, ids, weights, y, start, alone, experts[3 * (EXPERTS + 1)];
+    const dsi_tensor *in[3 + 3 * (EXPERTS + 1)];
+    bool has_shared;
+} mixture;
+
+static void compute(device *d, mixture *t, const dsi_tensor *x, const dsi_tensor *ids,
+                    const dsi_tensor *weights, dsi_tensor *y) {
+    dsi_attr_moe attr = {sizeof attr, EXPERTS, TOP_K, t->has_shared};
+    t->in[0] = x, t->in[1] = ids, t->in[2] = weights;
+    uint32_t n_in = 3 + 3 * (EXPERTS + (t->has_shared ? 1 : 0));
+    run(d, &(dsi_op){sizeof(dsi_op), DSI_OP_MOE_FFN, n_in, 1, t->in, &y, &attr});
+}
+
+static double expert_of(const mixture *t, int e, const double *h, int64_t n) {
+    double sum = 0;
+    const dsi_tensor *down = &t->experts[3 * e + 2];
+    for (int64_t k = 0; k < down->ne[0]; k++) sum += h[k] * (double)row_of(down, n)[k];
+    return sum;
+}
+
+/* Row r in plain C. */
+static void check_truth(const mixture *t, int64_t r) {
+    double y[HIDDEN], h[SHARED];
+    const int32_t *id = (const int32_t *)(const void *)row_of(&t->ids, r);
+    for (int64_t n = 0; n < HIDDEN; n++) y[n] = (double)row_of(&t->start, r)[n];
+    for (int k = 0; k < TOP_K + (t->has_shared ? 1 : 0); k++) {
+        int e = k < TOP_K ? id[k] : EXPERTS;
+        double weight = k < TOP_K ? (double)row_of(&t->weights, r)[k] : 1;
+        const dsi_tensor *gate = &t->experts[3 * e], *up = gate + 1;
+        for (int64_t n = 0; n < gate->ne[1]; n++)
+            h[n] = silu(dot(row_of(&t->x, r), gate, n)) * dot(row_of(&t->x, r), up, n);
+        for (int64_t n = 0; n < HIDDEN; n++) y[n] += weight * expert_of(t, e, h, n);
+    }
+    for (int64_t n = 0; n < HIDDEN; n++) {
+        double ours = (double)row_of(&t->y, r)[n];
+        if (!(fabs(ours - y[n]) <= 1e-3 * (1 + fabs(y[n])))) fail_msg("%g is not %g", ours, y[n]);
+    }
+}
+
+/* crowded: all rows want the same experts, so that one has more rows than a kernel takes at once,
+ * and some have none. */
+static void moe_rows(device *d, int64_t m, bool crowded, bool has_shared) {
+    d->used = 0, random_state = 11;
+    mixture t = {.has_shared = has_shared};
+    t.x = take(d, DSI_DTYPE_F32, m, HIDDEN, HIDDEN + 8);
+    t.ids = take(d, DSI_DTYPE_I32, m, TOP_K, TOP_K + 1);
+    t.weights = take(d, DSI_DTYPE_F32, m, TOP_K, TOP_K);
+    t.start = take(d, DSI_DTYPE_F32, m, HIDDEN, HIDDEN);
+    t.y = take(d, DSI_DTYPE_F32, m, HIDDEN, HIDDEN);
+    t.alone = take(d, DSI_DTYPE_F32, 1, HIDDEN, HIDDEN);
+    memcpy(dsi_cpu_data(&t.y), dsi_cpu_data(&t.start), (size_t)(m * HIDDEN * 4));
+    for (int64_t r = 0; r < m; r++)
+        for (int32_t k = 0; k < TOP_K; k++)
+            ((int32_t *)(void *)row_of(&t.ids, r))[k] = k + (crowded ? 1 : (int32_t)(r % 3));
+    for (int e = 0; e <= EXPERTS; e++) {
+        int64_t inter = e < EXPERTS ? INTER : SHARED;
+        for (int i = 0; i < 3; i++) {
+            dsi_tensor *w = &t.experts[3 * e + i];
+            *w = i < 2 ? take(d, DSI_DTYPE_F32, inter, HIDDEN, HIDDEN)
+                       : take(d, DSI_DTYPE_F32, HIDDEN, inter, inter);
+            t.in[3 + 3 * e + i] = w;
+        }
+    }
+    compute(d, &t, &t.x, &t.ids, &t.weights, &t.y);
+    for (int64_t r = 0; r < m; r += 1 + m / 5) {
+        dsi_tensor x = row_alone(&t.x, r), ids = row_alone(&t.ids, r);
+        dsi_tensor weights = row_alone(&t.weights, r);
+        memcpy(dsi_cpu_data(&t.alone), row_of(&t.start, r), HIDDEN * 4);
+        compute(d, &t, &x, &ids, &weights, &t.alone);
+        assert_memory_equal(row_of(&t.y, r), row_of(&t.alone, 0), HIDDEN * 4);
+        check_truth(&t, r);
+    }
+}
+static void test_moe(void **state) {
+    (void)state;
+    for (uint32_t n_threads = 1; n_threads <= 3; n_threads++) {
+        device d = open_device(n_threads);
+        for (int i = 0; i < N_COUNTS; i++)
+            for (int kind = 0; kind < 4; kind++) moe_rows(&d, row_counts[i], kind & 1, kind & 2);
+        close_device(&d);
+    }
+}
+
+/* ---- dealing ----------------------------------------------------------------------------------
+ */
+
+/* Every task is taken once, whoever asks and in whatever order. */
+static void test_deal(void **state) {
+    (void)state;
+    static dsi_cpu_share shares[4];
+    for (int64_t n_tasks = 0; n_tasks < 40; n_tasks++)
+        for (uint32_t n_threads = 1; n_threads <= 4; n_threads++) {
+            int taken[40] = {0};
+            int64_t task, n = 0;
+            dsi_cpu_deal_evenly(shares, n_threads, n_tasks);
+            random_state = (uint64_t)n_tasks;
+            for (; dsi_cpu_next_task(shares, (uint32_t)(n * n % 7) % n_threads, n_threads, &task);
+                 n++) {
+                assert_in_range(task, 0, n_tasks - 1);
+                taken[task]++;
+            }
+            assert_int_equal(n, n_tasks);
+            for (int64_t i = 0; i < n_tasks; i++) assert_int_equal(taken[i], 1);
+            for (uint32_t t = 0; t < n_threads; t++)
+                assert_int_equal(dsi_cpu_task_ahead(shares, t), -1);
+        }
+}
+
+int main(void) {
+    cpu = dsi_cpu_backend();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_linear), cmocka_unit_test(test_linear_refused),
+        cmocka_unit_test(test_swiglu), cmocka_unit_test(test_moe),
+        cmocka_unit_test(test_deal),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
