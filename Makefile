@@ -98,9 +98,9 @@ check_src := $(wildcard tests/check_kernels*.c)
 # What fails every call of the system in turn: a program, and a part of it among the tests.
 torture_src := $(wildcard tests/torture_*.c)
 fuzz_src := $(wildcard tests/fuzz/fuzz_*.c)
-# The BF16 instructions are absent from most machines, and AMX from more: the same files are built
-# once more against a double of them in C, so that check_kernels can run them, marked EMULATED.
-double_src := $(filter %_avx512bf16.c %_amx.c,$(kernel_src))
+# The BF16 and VNNI instructions are absent from many machines, and AMX from more: these files are
+# built once more against doubles of them, so that check_kernels can run them, marked EMULATED.
+double_src := $(filter %_avx512bf16.c %_avx512vnni.c %_amx.c,$(kernel_src))
 
 object = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 lib_obj := $(call object,$(lib_src))
@@ -319,8 +319,8 @@ $(BUILD)/obj/%.o: %.c Makefile | compiler
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(cflags) $(call isa_flags,$<) -c -o $@ $<
 
-double_of = $(if $(filter %_amx.c,$(1)),tests/amx_double.h,tests/bf16_double.h)
-$(BUILD)/obj/double/%.o: %.c tests/bf16_double.h tests/amx_double.h Makefile | compiler
+double_of = tests/$(if $(filter %_amx.c,$(1)),amx,$(if $(filter %vnni.c,$(1)),vnni,bf16))_double.h
+$(BUILD)/obj/double/%.o: %.c $(wildcard tests/*_double.h) Makefile | compiler
 	$(step) CC "$< (EMULATED)"
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(cflags) $(isa_avx512) -include $(call double_of,$<) -c -o $@ $<

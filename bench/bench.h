@@ -1,4 +1,4 @@
-/* bench.h: what the files of dsi-bench share: options, talk, medians. */
+/* bench.h: what the files of dsi-bench share: options, talk, medians, the limits of the machine. */
 #ifndef DSI_BENCH_BENCH_H
 #define DSI_BENCH_BENCH_H
 
@@ -10,11 +10,22 @@
 /* Exit codes, as of the dsinfer command. */
 enum { BENCH_OK = 0, BENCH_FAILED = 1, BENCH_USAGE = 2, BENCH_ENVIRONMENT = 3, BENCH_BAD_FILE = 4 };
 
+/* What is printed: a table for people (Markdown), comma-separated values, or one JSON object as the
+ * last line. */
+enum { BENCH_MD, BENCH_CSV, BENCH_JSON };
+
+enum { BENCH_LIST = 16 };
+/* "1,4,8" */
+typedef struct bench_list {
+    uint32_t n, values[BENCH_LIST];
+} bench_list;
+
 typedef struct bench_options {
-    const char *command, *out, *preset, *dtype, *model, *kernels;
+    const char *command, *out, *preset, *dtype, *model, *kernels, *fill, *stem, *isa;
     uint64_t seed;
-    uint32_t prefill, decode, depth, batch, threads, repeat, chunk;
-    bool json;
+    bench_list prefill, depth, batch, m;
+    uint32_t decode, threads, repeat, chunk, rounds;
+    uint32_t format; /* BENCH_MD, BENCH_CSV, BENCH_JSON */
 } bench_options;
 
 /* One line on stderr behind "dsi-bench: ". */
@@ -23,17 +34,43 @@ void bench_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void bench_progress(const char *what, uint64_t done, uint64_t total);
 /* Sorts the values; the middle one, or the mean of the two in the middle. */
 double bench_median(double *values, size_t n);
+/* Of sorted values: the one that `part` (0 to 1) of them do not exceed. */
+double bench_percentile(const double *sorted, size_t n, double part);
+/* The largest of a list; 0 of an empty one. */
+uint32_t bench_largest(const bench_list *list);
 
 /* synth.c: writes a checkpoint of a preset's shapes with random weights. */
 int bench_synth(const bench_options *options);
 /* model.c: prefill and decode speed of a checkpoint. */
 int bench_model(const bench_options *options);
 
-/* limits.c: what this machine can do at most, measured now. n_threads threads, best of a few. */
-double bench_read_gbs(uint32_t n_threads);
-typedef struct bench_peaks {
-    double f32_gflops, bf16_gflops, int8_gops; /* 0: this CPU has no such instruction */
-} bench_peaks;
-bench_peaks bench_measure_peaks(uint32_t n_threads);
+/* ---- limits.c: what this machine can do at most, measured beside the work ----------------------
+ * A yardstick is measured in rounds between pieces of work, so that both see the same minutes: on a
+ * machine that is shared, bandwidth moves by the hour. A round takes the best of a few passes; the
+ * result is the median of the rounds. */
+enum { BENCH_READ = 1, BENCH_PEAKS = 2, BENCH_CLOCK = 4, BENCH_ALL = 7 };
+typedef struct bench_yardstick bench_yardstick;
+typedef struct bench_limits {
+    uint32_t n_threads;
+    double read_gbs;                           /* 1e9 bytes a second, all threads together */
+    double f32_gflops, bf16_gflops, int8_gops; /* likewise; 0: this CPU has no such instruction */
+    double clock_ghz;                          /* of a busy CPU; 0: not known here */
+} bench_limits;
+
+/* NULL, with a message on stderr, if memory or threads are short. */
+bench_yardstick *bench_yardstick_new(uint32_t n_threads);
+void bench_yardstick_free(bench_yardstick *yardstick); /* NULL is allowed */
+/* `what`: BENCH_READ (75 ms and more), BENCH_PEAKS (100 ms), BENCH_CLOCK (3 ms). */
+void bench_yardstick_round(bench_yardstick *yardstick, uint32_t what);
+/* Of all rounds; of those since the last call of bench_yardstick_mark. */
+bench_limits bench_yardstick_result(const bench_yardstick *yardstick);
+void bench_yardstick_mark(bench_yardstick *yardstick);
+bench_limits bench_yardstick_since(const bench_yardstick *yardstick);
+/* Bytes of the last cache of CPU 0, as /sys says; 32 MiB where it does not. */
+uint64_t bench_last_cache_bytes(void);
+/* Bytes of memory that the yardstick itself holds. */
+uint64_t bench_yardstick_bytes(const bench_yardstick *yardstick);
+/* `dsi-bench limits`: one thread and all, in turn. */
+int bench_limits_command(const bench_options *options);
 
 #endif

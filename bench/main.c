@@ -11,29 +11,42 @@
 
 static const char help[] =
     "Examples:\n"
-    "  dsi-bench synth --out build/v3-slice --preset v3-slice --dtype fp8\n"
-    "  dsi-bench model -m build/v3-slice --prefill 128 --decode 24 --threads 2 --json\n"
     "  dsi-bench limits --threads 2\n"
+    "  dsi-bench kernels --stem 'matmul_fp8*' --m 1,32,512\n"
+    "  dsi-bench synth --out build/v3-slice --preset v3-slice --dtype fp8\n"
+    "  dsi-bench model -m build/v3-slice --prefill 128,1024 --depth 0,1024 --batch 1,4,8\n"
+    "  dsi-bench model -m build/v3-slice --prefill 128 --decode 24 --threads 2 --json\n"
     "\n"
+    "limits   read bandwidth, peak multiply-adds and clock of this machine\n"
+    "kernels  every kernel of every instruction set here: checked, then timed at DeepSeek-V3 "
+    "shapes\n"
     "synth    writes a checkpoint with random weights: presets v3-slice, v2-lite-half, tiny\n"
     "model    prefill and decode speed of a checkpoint, beside the limits of the machine\n"
-    "limits   read bandwidth and peak multiply-adds of this machine\n"
     "\n"
     "Options:\n"
+    "  --threads N        threads (default: one per CPU)\n"
+    "  --md, --csv, --json  a table (default), lines, one JSON object as the last line\n"
+    "  --rounds N         limits, kernels: measurements of which the median is shown (default 5)\n"
+    "  --stem PATTERN     kernels: a shell pattern over stems (default *)\n"
+    "  --isa NAME         kernels: of one instruction set alone (default: all that run here)\n"
+    "  --m LIST           kernels: rows of the matmul kernels (default 1,2,4,...,512)\n"
     "  --out DIR          synth: folder to write\n"
     "  --preset NAME      synth: shapes (default v3-slice)\n"
     "  --dtype TYPE       synth: fp8, bf16, int8 (by row), int8-block, int4 (group 128) or\n"
     "                     int4-g32 (default fp8)\n"
     "  --seed N           synth, model: random numbers (default 1)\n"
     "  -m, --model DIR    model: checkpoint folder\n"
-    "  --prefill N        model: tokens of the timed prompt (default 128)\n"
-    "  --decode N         model: timed steps behind it (default 24)\n"
-    "  --depth N          model: tokens of context before it (default 0)\n"
-    "  --batch N          model: sessions decoding together (default 1)\n"
+    "  --prefill LIST     model: tokens of the timed prompts, at each depth (default 128)\n"
+    "  --decode N         model: timed steps, at each depth and batch (default 24)\n"
+    "  --depth LIST       model: tokens of context before them (default 0)\n"
+    "  --batch LIST       model: sessions decoding together (default 1)\n"
+    "  --fill KIND        model: context beyond 512 tokens is a copy of 256 computed rows, each\n"
+    "                     session's in pages of its own (copy, default), or computed (compute)\n"
+    "  --repeat N         model: timed prompts of each length (default 1)\n"
     "  --chunk N          model: prompt tokens per step (default 256)\n"
     "  --kernels ISA      model: as dsinfer run (default: the best)\n"
-    "  --threads N        threads (default: one per CPU)\n"
-    "  --json             one JSON object as the last line\n";
+    "\n"
+    "A LIST is numbers and commas: 1,4,8.\n";
 
 void bench_say(const char *format, ...) {
     va_list arguments;
@@ -68,6 +81,19 @@ double bench_median(double *values, size_t n) {
     return (values[(n - 1) / 2] + values[n / 2]) / 2;
 }
 
+double bench_percentile(const double *sorted, size_t n, double part) {
+    if (n == 0) return 0;
+    size_t rank = (size_t)(part * (double)n + 0.999999);
+    return sorted[rank < 1 ? 0 : rank > n ? n - 1 : rank - 1];
+}
+
+uint32_t bench_largest(const bench_list *list) {
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < list->n; i++)
+        if (list->values[i] > most) most = list->values[i];
+    return most;
+}
+
 static bool read_u32(const char *name, const char *text, uint32_t *value) {
     char *end;
     errno = 0;
@@ -80,7 +106,25 @@ static bool read_u32(const char *name, const char *text, uint32_t *value) {
     return true;
 }
 
+static bool read_list(const char *name, const char *text, bench_list *list) {
+    char number[16];
+    list->n = 0;
+    for (const char *p = text;; p++) {
+        size_t n = strcspn(p, ",");
+        if (list->n == BENCH_LIST || n >= sizeof number) {
+            bench_say("--%s is \"%s\"; it may be %d numbers with commas", name, text, BENCH_LIST);
+            return false;
+        }
+        memcpy(number, p, n);
+        number[n] = 0;
+        if (!read_u32(name, number, &list->values[list->n++])) return false;
+        p += n;
+        if (!*p) return true;
+    }
+}
+
 enum { OUT = 256, PRESET, DTYPE, SEED, PREFILL, DECODE, DEPTH, BATCH, CHUNK, KERNELS, THREADS };
+enum { FILL = 300, STEM, ISA, M, ROUNDS, REPEAT, MD, CSV };
 static const struct option long_options[] = {{"out", required_argument, NULL, OUT},
                                              {"preset", required_argument, NULL, PRESET},
                                              {"dtype", required_argument, NULL, DTYPE},
@@ -90,34 +134,82 @@ static const struct option long_options[] = {{"out", required_argument, NULL, OU
                                              {"decode", required_argument, NULL, DECODE},
                                              {"depth", required_argument, NULL, DEPTH},
                                              {"batch", required_argument, NULL, BATCH},
+                                             {"fill", required_argument, NULL, FILL},
+                                             {"repeat", required_argument, NULL, REPEAT},
                                              {"chunk", required_argument, NULL, CHUNK},
                                              {"kernels", required_argument, NULL, KERNELS},
                                              {"threads", required_argument, NULL, THREADS},
+                                             {"stem", required_argument, NULL, STEM},
+                                             {"isa", required_argument, NULL, ISA},
+                                             {"m", required_argument, NULL, M},
+                                             {"rounds", required_argument, NULL, ROUNDS},
+                                             {"md", no_argument, NULL, MD},
+                                             {"csv", no_argument, NULL, CSV},
                                              {"json", no_argument, NULL, 'j'},
                                              {"help", no_argument, NULL, 'h'},
                                              {NULL, 0, NULL, 0}};
+
+static const char **text_option(bench_options *o, int letter) {
+    switch (letter) {
+    case OUT:
+        return &o->out;
+    case PRESET:
+        return &o->preset;
+    case DTYPE:
+        return &o->dtype;
+    case KERNELS:
+        return &o->kernels;
+    case FILL:
+        return &o->fill;
+    case STEM:
+        return &o->stem;
+    case ISA:
+        return &o->isa;
+    case 'm':
+        return &o->model;
+    default:
+        return NULL;
+    }
+}
+
+static uint32_t *number_option(bench_options *o, int letter) {
+    switch (letter) {
+    case DECODE:
+        return &o->decode;
+    case CHUNK:
+        return &o->chunk;
+    case THREADS:
+        return &o->threads;
+    case ROUNDS:
+        return &o->rounds;
+    case REPEAT:
+        return &o->repeat;
+    default:
+        return NULL;
+    }
+}
+
+static bench_list *list_option(bench_options *o, int letter) {
+    return letter == PREFILL ? &o->prefill
+           : letter == DEPTH ? &o->depth
+           : letter == BATCH ? &o->batch
+           : letter == M     ? &o->m
+                             : NULL;
+}
 
 static int parse(int argc, char **argv, bench_options *o) {
     uint32_t seed = 1;
     int letter, index = 0;
     while ((letter = getopt_long(argc, argv, "m:h", long_options, &index)) != -1) {
-        const char **text = letter == OUT       ? &o->out
-                            : letter == PRESET  ? &o->preset
-                            : letter == DTYPE   ? &o->dtype
-                            : letter == KERNELS ? &o->kernels
-                            : letter == 'm'     ? &o->model
-                                                : NULL;
-        uint32_t *number = letter == SEED      ? &seed
-                           : letter == PREFILL ? &o->prefill
-                           : letter == DECODE  ? &o->decode
-                           : letter == DEPTH   ? &o->depth
-                           : letter == BATCH   ? &o->batch
-                           : letter == CHUNK   ? &o->chunk
-                           : letter == THREADS ? &o->threads
-                                               : NULL;
+        const char **text = text_option(o, letter);
+        uint32_t *number = letter == SEED ? &seed : number_option(o, letter);
+        bench_list *list = list_option(o, letter);
+        const char *name = long_options[index].name;
         if (text) *text = optarg;
-        if (number && !read_u32(long_options[index].name, optarg, number)) return BENCH_USAGE;
-        if (letter == 'j') o->json = true;
+        if (number && !read_u32(name, optarg, number)) return BENCH_USAGE;
+        if (list && !read_list(name, optarg, list)) return BENCH_USAGE;
+        if (letter == 'j' || letter == CSV || letter == MD)
+            o->format = letter == 'j' ? BENCH_JSON : letter == CSV ? BENCH_CSV : BENCH_MD;
         if (letter == 'h') o->command = "help";
         if (letter == '?') return BENCH_USAGE;
     }
@@ -127,31 +219,37 @@ static int parse(int argc, char **argv, bench_options *o) {
         bench_say("\"%s\" is one argument too many; dsi-bench --help explains", argv[optind]);
         return BENCH_USAGE;
     }
-    return BENCH_OK;
-}
-
-static int limits(const bench_options *o) {
-    uint32_t n = o->threads ? o->threads : (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
-    double read_gbs = bench_read_gbs(n);
-    bench_peaks p = bench_measure_peaks(n);
-    printf("{\"schema\": 1, \"threads\": %u, \"read_gbs\": %.2f, \"peak_f32_gflops\": %.1f, "
-           "\"peak_bf16_gflops\": %.1f, \"peak_int8_gops\": %.1f}\n",
-           n, read_gbs, p.f32_gflops, p.bf16_gflops, p.int8_gops);
+    if (o->rounds < 1 || o->rounds > 100 || o->repeat < 1 || o->repeat > 100) {
+        bench_say("--rounds and --repeat may be 1 to 100");
+        return BENCH_USAGE;
+    }
     return BENCH_OK;
 }
 
 int main(int argc, char **argv) {
     bench_options o = {.preset = "v3-slice",
                        .dtype = "fp8",
-                       .prefill = 128,
+                       .fill = "copy",
+                       .stem = "*",
+                       .prefill = {1, {128}},
+                       .depth = {1, {0}},
+                       .batch = {1, {1}},
+                       .m = {10, {1, 2, 4, 8, 16, 32, 64, 128, 256, 512}},
                        .decode = 24,
-                       .batch = 1,
+                       .repeat = 1,
+                       .rounds = 5,
                        .chunk = 256};
+    static const struct {
+        const char *name;
+        int (*run)(const bench_options *options);
+    } commands[] = {
+        {"synth", bench_synth}, {"model", bench_model}, {"limits", bench_limits_command}};
     int code = parse(argc, argv, &o);
     if (code != BENCH_OK) return code;
-    if (o.command && strcmp(o.command, "synth") == 0) return bench_synth(&o);
-    if (o.command && strcmp(o.command, "model") == 0) return bench_model(&o);
-    if (o.command && strcmp(o.command, "limits") == 0) return limits(&o);
-    fputs(help, o.command && strcmp(o.command, "help") == 0 ? stdout : stderr);
-    return o.command && strcmp(o.command, "help") == 0 ? BENCH_OK : BENCH_USAGE;
+    for (size_t i = 0; o.command && i < sizeof commands / sizeof commands[0]; i++)
+        if (strcmp(o.command, commands[i].name) == 0) return commands[i].run(&o);
+    bool asked = o.command && strcmp(o.command, "help") == 0;
+    if (o.command && !asked) bench_say("there is no command \"%s\"", o.command);
+    fputs(help, asked ? stdout : stderr);
+    return asked ? BENCH_OK : BENCH_USAGE;
 }

@@ -1,176 +1,263 @@
-/* model.c: `dsi-bench model`: prefill and decode of a checkpoint, beside the limits of the machine
- * measured in the same run. Random tokens: the work does not depend on what they say. */
-#include "bench.h"
+/* model.c: `dsi-bench model`: prefill and decode of a checkpoint by depth and batch, beside the
+ * limits of the machine, which are measured between the steps. Random tokens: the work does not
+ * depend on what they say, but which experts they choose is counted. */
+#include "model.h"
 
 #include "../lib/base/sys.h"
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
-enum { MAX_BATCH = 64 };
+enum { STEPS_BETWEEN_LIMITS = 6, WARM_TOKENS = 64 };
 
-typedef struct run {
-    const bench_options *options;
-    dsi_model *model;
-    dsi_engine *engine;
-    dsi_model_info info;
-    dsi_session *sessions[MAX_BATCH];
-    uint64_t random;
-    double open_seconds;
-    double prefill_seconds, *decode_seconds; /* [decode] of each step */
-    double read_gbs;
-    bench_peaks peaks;
-} run;
+/* ---- Open ------------------------------------------------------------------------------------ */
 
-static int failed(dsi_status status, const void *handle) {
-    bench_say("%s: %s", dsi_status_name(status), dsi_last_error(handle));
+static dsi_engine_options engine_options(const model_run *r) {
+    const bench_options *o = r->options;
+    uint32_t prefill = bench_largest(&o->prefill), depth = bench_largest(&o->depth);
+    uint32_t batch = bench_largest(&o->batch), tail = o->decode + 8;
+    dsi_engine_options e;
+    dsi_engine_options_init(&e);
+    e.n_threads = o->threads;
+    e.kernels = o->kernels;
+    e.max_sessions = batch;
+    e.max_context = depth + (prefill > tail ? prefill : tail);
+    if (e.max_context < WARM_TOKENS) e.max_context = WARM_TOKENS;
+    e.kv_tokens = batch * (depth + tail + DSI_PAGE_ROWS) + e.max_context;
+    e.chunk_tokens = o->chunk;
+    return e;
+}
+
+static dsi_status open_side(model_run *r, model_side *side) {
+    dsi_engine_options engine = engine_options(r);
+    side->plan.struct_size = sizeof side->plan;
+    r->what = "plan";
+    dsi_status status = dsi_plan(r->model, &engine, &side->plan);
+    double start = dsi_sys_seconds();
+    if (status == DSI_OK) r->what = "engine";
+    if (status == DSI_OK) status = dsi_engine_open(r->model, &engine, &side->engine);
+    side->open_seconds = dsi_sys_seconds() - start;
+    for (uint32_t i = 0; status == DSI_OK && i < engine.max_sessions; i++) {
+        dsi_session_options session;
+        dsi_session_options_init(&session);
+        session.ignore_end = 1;
+        session.temperature = 1; /* neighbours go ways of their own */
+        session.seed = r->options->seed + i;
+        status = dsi_session_open(side->engine, &session, &side->sessions[i]);
+    }
+    return status;
+}
+
+static dsi_status open_all(model_run *r) {
+    double start = dsi_sys_seconds();
+    r->what = "model";
+    dsi_status status = dsi_model_open(r->options->model, NULL, &r->model);
+    double seconds = dsi_sys_seconds() - start;
+    r->info.struct_size = sizeof r->info;
+    if (status == DSI_OK) status = dsi_model_get_info(r->model, &r->info);
+    r->sides[0].mode = "exact";
+    r->n_sides = 1;
+    for (uint32_t i = 0; status == DSI_OK && i < r->n_sides; i++) {
+        status = open_side(r, &r->sides[i]);
+        r->sides[i].open_seconds += seconds;
+    }
+    return status;
+}
+
+/* ---- Measure --------------------------------------------------------------------------------- */
+
+/* The next free row; the last one again when the table is full. */
+static model_row *new_row(model_run *r, const model_side *side) {
+    model_row *row = &r->rows[r->n_rows < MODEL_ROWS ? r->n_rows++ : MODEL_ROWS - 1];
+    *row = (model_row){.mode = side->mode};
+    return row;
+}
+
+static void set_percentiles(model_row *row, double *seconds, uint32_t n) {
+    row->p50 = bench_median(seconds, n); /* sorts them */
+    row->p90 = bench_percentile(seconds, n, 0.9);
+    row->p99 = bench_percentile(seconds, n, 0.99);
+}
+
+static dsi_status time_prompt(model_run *r, model_side *side, uint32_t depth, uint32_t tokens,
+                              double *computed, double *first_token) {
+    dsi_session *session = side->sessions[0];
+    dsi_status status = model_fill(r, side, 0, depth);
+    if (status == DSI_OK) status = model_append_random(r, session, tokens);
+    double start = dsi_sys_seconds();
+    if (status == DSI_OK) status = model_drain(side, 1, "prefill");
+    *computed = dsi_sys_seconds() - start;
+    int32_t token;
+    if (status == DSI_OK) status = dsi_session_sample(session, &token);
+    *first_token = dsi_sys_seconds() - start;
+    return status;
+}
+
+static dsi_status measure_prompt(model_run *r, uint32_t depth, uint32_t tokens) {
+    uint32_t n = r->options->repeat;
+    double first[MODEL_SIDES][128];
+    dsi_status status = DSI_OK;
+    bench_yardstick_mark(r->yardstick);
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t s = 0; s < r->n_sides && status == DSI_OK; s++) {
+            bench_yardstick_round(r->yardstick, BENCH_ALL);
+            status = time_prompt(r, &r->sides[s], depth, tokens, &r->seconds[s * r->room + i],
+                                 &first[s][i]);
+        }
+    bench_yardstick_round(r->yardstick, BENCH_ALL);
+    for (uint32_t s = 0; s < r->n_sides && status == DSI_OK; s++) {
+        model_row *row = new_row(r, &r->sides[s]);
+        row->tokens = tokens, row->depth = depth, row->batch = 1;
+        row->limits = bench_yardstick_since(r->yardstick);
+        set_percentiles(row, r->seconds + s * r->room, n);
+        row->first_token_seconds = bench_median(first[s], n);
+        row->tps = tokens / row->p50;
+        /* the head computes one row of the prompt */
+        double body = (double)(r->info.n_params_active - model_head_params(r));
+        row->gflops = 2 * (body * tokens + (double)model_head_params(r)) / row->p50 / 1e9;
+    }
+    return status;
+}
+
+static dsi_status time_steps(model_side *side, uint32_t batch, uint32_t n, double *seconds) {
+    dsi_status status = DSI_OK;
+    for (uint32_t step = 0; status == DSI_OK && step < n; step++) {
+        double start = dsi_sys_seconds();
+        int32_t token;
+        for (uint32_t i = 0; status == DSI_OK && i < batch; i++)
+            status = dsi_session_sample(side->sessions[i], &token);
+        if (status == DSI_OK) status = dsi_engine_step(side->engine, side->sessions, batch, NULL);
+        seconds[step] = dsi_sys_seconds() - start;
+    }
+    return status;
+}
+
+/* All sessions at `depth`, then one random token in each: the sampler has logits to begin with. */
+static dsi_status set_out(model_run *r, model_side *side, uint32_t depth, uint32_t batch) {
+    dsi_status status = DSI_OK;
+    for (uint32_t i = 0; status == DSI_OK && i < batch; i++) status = model_fill(r, side, i, depth);
+    for (uint32_t i = 0; status == DSI_OK && i < batch; i++)
+        status = model_append_random(r, side->sessions[i], 1);
+    return status == DSI_OK ? model_drain(side, batch, NULL) : status;
+}
+
+static dsi_status finish_decode(model_run *r, model_side *side, model_row *row, double *seconds) {
+    uint32_t n = row->tokens, batch = row->batch;
+    set_percentiles(row, seconds, n);
+    row->tps = batch / row->p50;
+    row->n_bytes_step = r->info.n_bytes_token;
+    row->experts = r->info.n_experts_per_token;
+    dsi_status status = DSI_OK;
+    if (batch > 1 && r->info.n_routed_experts)
+        status =
+            model_count_experts(r, side, batch, n < 16 ? n : 16, &row->experts, &row->n_bytes_step);
+    double cached = (double)batch * (row->depth + 1 + n / 2.0);
+    row->gbs = (double)row->n_bytes_step / row->p50 / 1e9;
+    row->kv_gbs = cached * (double)model_kv_bytes(side) / row->p50 / 1e9;
+    return status;
+}
+
+static dsi_status measure_decode(model_run *r, uint32_t depth, uint32_t batch) {
+    uint32_t n = r->options->decode;
+    dsi_status status = DSI_OK;
+    for (uint32_t s = 0; status == DSI_OK && s < r->n_sides; s++)
+        status = set_out(r, &r->sides[s], depth, batch);
+    bench_yardstick_mark(r->yardstick);
+    for (uint32_t done = 0; status == DSI_OK && done < n; done += STEPS_BETWEEN_LIMITS) {
+        uint32_t now = n - done < STEPS_BETWEEN_LIMITS ? n - done : STEPS_BETWEEN_LIMITS;
+        for (uint32_t s = 0; status == DSI_OK && s < r->n_sides; s++) {
+            bench_yardstick_round(r->yardstick, BENCH_READ);
+            status = time_steps(&r->sides[s], batch, now, r->seconds + s * r->room + done);
+        }
+        bench_progress("decode", done + now, n);
+    }
+    bench_yardstick_round(r->yardstick, BENCH_ALL);
+    for (uint32_t s = 0; status == DSI_OK && s < r->n_sides; s++) {
+        model_row *row = new_row(r, &r->sides[s]);
+        row->is_decode = true;
+        row->limits = bench_yardstick_since(r->yardstick);
+        row->tokens = n, row->depth = depth, row->batch = batch;
+        status = finish_decode(r, &r->sides[s], row, r->seconds + s * r->room);
+    }
+    return status;
+}
+
+/* The first touch of a mapped weight is a page fault, which no later one is. */
+static dsi_status warm_up(model_run *r) {
+    double a, b;
+    dsi_status status = DSI_OK;
+    r->what = "warm-up";
+    for (uint32_t s = 0; status == DSI_OK && s < r->n_sides; s++)
+        status = time_prompt(r, &r->sides[s], 0, WARM_TOKENS - 1, &a, &b);
+    return status;
+}
+
+static dsi_status measure(model_run *r) {
+    const bench_options *o = r->options;
+    dsi_status status = warm_up(r);
+    r->what = "measurement";
+    for (uint32_t d = 0; status == DSI_OK && d < o->depth.n; d++) {
+        for (uint32_t i = 0; status == DSI_OK && i < o->prefill.n; i++)
+            if (o->prefill.values[i])
+                status = measure_prompt(r, o->depth.values[d], o->prefill.values[i]);
+        for (uint32_t i = 0; status == DSI_OK && o->decode && i < o->batch.n; i++)
+            status = measure_decode(r, o->depth.values[d], o->batch.values[i]);
+    }
+    return status;
+}
+
+/* ---- The command ----------------------------------------------------------------------------- */
+
+static bool usage_ok(const bench_options *o) {
+    if (!o->model) bench_say("model needs -m DIR, the checkpoint folder");
+    if (strcmp(o->fill, "copy") != 0 && strcmp(o->fill, "compute") != 0) {
+        bench_say("--fill is \"%s\"; it may be copy or compute", o->fill);
+        return false;
+    }
+    for (uint32_t i = 0; i < o->batch.n; i++)
+        if (o->batch.values[i] < 1 || o->batch.values[i] > MODEL_BATCH) {
+            bench_say("--batch has %u; it may be 1 to %d", o->batch.values[i], MODEL_BATCH);
+            return false;
+        }
+    return o->model != NULL;
+}
+
+static int failed(const model_run *r, dsi_status status) {
+    const char *text = "";
+    for (uint32_t s = 0; s < r->n_sides && !text[0]; s++) {
+        if (r->sides[s].engine) text = dsi_last_error(r->sides[s].engine);
+        for (uint32_t i = 0; !text[0] && i < MODEL_BATCH && r->sides[s].sessions[i]; i++)
+            text = dsi_last_error(r->sides[s].sessions[i]);
+    }
+    if (!text[0]) text = dsi_last_error(NULL);
+    bench_say("%s: %s: %s", r->what, dsi_status_name(status), text);
     return status == DSI_E_MEMORY_CAP || status == DSI_E_NOMEM ? BENCH_ENVIRONMENT : BENCH_BAD_FILE;
 }
 
-static dsi_status append_random(run *r, dsi_session *session, uint32_t n_tokens) {
-    dsi_status status = DSI_OK;
-    for (uint32_t i = 0; status == DSI_OK && i < n_tokens; i++) {
-        r->random = r->random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-        int32_t token = (int32_t)((r->random >> 33) % r->info.vocab_size);
-        status = dsi_session_append(session, &token, 1);
-    }
-    return status;
-}
-
-/* Steps until nothing is queued. */
-static dsi_status drain(run *r, uint32_t n_sessions, const char *what) {
-    for (;;) {
-        size_t queued = 0, total = 0, n_rows;
-        for (uint32_t i = 0; i < n_sessions; i++) {
-            queued += dsi_session_n_queued(r->sessions[i]);
-            total += dsi_session_n_queued(r->sessions[i]) + dsi_session_n_tokens(r->sessions[i]);
-        }
-        if (what) bench_progress(what, total - queued, total);
-        if (!queued) return DSI_OK;
-        dsi_status status = dsi_engine_step(r->engine, r->sessions, n_sessions, &n_rows);
-        if (status != DSI_OK) return status;
-    }
-}
-
-static dsi_status open_all(run *r) {
-    const bench_options *o = r->options;
-    double start = dsi_sys_seconds();
-    dsi_status status = dsi_model_open(o->model, NULL, &r->model);
-    r->info.struct_size = sizeof r->info;
-    if (status == DSI_OK) status = dsi_model_get_info(r->model, &r->info);
-    dsi_engine_options engine;
-    dsi_engine_options_init(&engine);
-    engine.n_threads = o->threads;
-    engine.kernels = o->kernels;
-    engine.max_sessions = o->batch;
-    engine.max_context = o->depth + o->prefill + o->decode + 8;
-    engine.kv_tokens = engine.max_context * o->batch + 64 * o->batch;
-    engine.chunk_tokens = o->chunk;
-    if (status == DSI_OK) status = dsi_engine_open(r->model, &engine, &r->engine);
-    r->open_seconds = dsi_sys_seconds() - start;
-    dsi_session_options session;
-    dsi_session_options_init(&session);
-    session.ignore_end = 1;
-    for (uint32_t i = 0; status == DSI_OK && i < o->batch; i++)
-        status = dsi_session_open(r->engine, &session, &r->sessions[i]);
-    return status;
-}
-
-/* Context first, then the timed prompt in session 0 alone, then the same in the others untimed. */
-static dsi_status time_prefill(run *r) {
-    const bench_options *o = r->options;
-    dsi_status status = DSI_OK;
-    for (uint32_t i = 0; status == DSI_OK && i < o->batch; i++)
-        status = append_random(r, r->sessions[i], o->depth);
-    if (status == DSI_OK) status = drain(r, o->batch, o->depth ? "context" : NULL);
-    if (status == DSI_OK) status = append_random(r, r->sessions[0], o->prefill);
-    double start = dsi_sys_seconds();
-    if (status == DSI_OK) status = drain(r, 1, "prefill");
-    r->prefill_seconds = dsi_sys_seconds() - start;
-    for (uint32_t i = 1; status == DSI_OK && i < o->batch; i++)
-        status = append_random(r, r->sessions[i], o->prefill);
-    return status == DSI_OK ? drain(r, o->batch, NULL) : status;
-}
-
-static dsi_status time_decode(run *r) {
-    const bench_options *o = r->options;
-    dsi_status status = DSI_OK;
-    for (uint32_t step = 0; status == DSI_OK && step < o->decode; step++) {
-        double start = dsi_sys_seconds();
-        int32_t token;
-        for (uint32_t i = 0; status == DSI_OK && i < o->batch; i++)
-            status = dsi_session_sample(r->sessions[i], &token);
-        if (status == DSI_OK) status = dsi_engine_step(r->engine, r->sessions, o->batch, NULL);
-        r->decode_seconds[step] = dsi_sys_seconds() - start;
-        bench_progress("decode", step + 1, o->decode);
-    }
-    return status;
-}
-
-static double percentile(const double *sorted, uint32_t n, double part) {
-    return n ? sorted[(uint32_t)(part * (n - 1) + 0.5)] : 0;
-}
-
-static void report(run *r) {
-    const bench_options *o = r->options;
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    double step = bench_median(r->decode_seconds, o->decode);
-    double p95 = percentile(r->decode_seconds, o->decode, 0.95);
-    double prefill_tps = o->prefill ? o->prefill / r->prefill_seconds : 0;
-    double decode_tps = step > 0 ? o->batch / step : 0;
-    double decode_gbs = step > 0 ? (double)r->info.n_bytes_token / step / 1e9 : 0;
-    double gflops = 2 * (double)r->info.n_params_active * prefill_tps / 1e9;
-    if (!o->json) {
-        printf("| what | value |\n|---|---|\n| model | %s |\n| engine | %s |\n", o->model,
-               dsi_engine_describe(r->engine));
-        printf("| prefill %u at depth %u | %.1f tok/s, %.0f GFLOP/s of weights |\n", o->prefill,
-               o->depth, prefill_tps, gflops);
-        printf("| decode, batch %u | %.2f tok/s; step median %.2f ms, p95 %.2f ms |\n", o->batch,
-               decode_tps, step * 1e3, p95 * 1e3);
-        if (o->batch == 1) printf("| weights read in decode | %.1f GB/s |\n", decode_gbs);
-        printf("| limits here | read %.1f GB/s; f32 %.0f, bf16 %.0f GFLOP/s; int8 %.0f GOP/s |\n",
-               r->read_gbs, r->peaks.f32_gflops, r->peaks.bf16_gflops, r->peaks.int8_gops);
-        printf("| open %.2f s; resident at most %.0f MB |  |\n", r->open_seconds,
-               (double)usage.ru_maxrss / 1e3);
-        return;
-    }
-    printf("{\"schema\": 1, \"prefill_tps\": %.3f, \"decode_tps\": %.3f, \"decode_gbs\": %.3f, "
-           "\"read_gbs\": %.3f, \"prefill_gflops\": %.2f, \"peak_f32_gflops\": %.1f, "
-           "\"peak_bf16_gflops\": %.1f, \"peak_int8_gops\": %.1f, \"decode_step_ms_p50\": %.3f, "
-           "\"decode_step_ms_p95\": %.3f, \"first_token_seconds\": %.4f, \"open_seconds\": %.4f, "
-           "\"resident_mb\": %.1f, \"prefill\": %u, \"decode\": %u, \"depth\": %u, \"batch\": %u, "
-           "\"bytes_per_token\": %llu}\n",
-           prefill_tps, decode_tps, decode_gbs, r->read_gbs, gflops, r->peaks.f32_gflops,
-           r->peaks.bf16_gflops, r->peaks.int8_gops, step * 1e3, p95 * 1e3, r->prefill_seconds,
-           r->open_seconds, (double)usage.ru_maxrss / 1e3, o->prefill, o->decode, o->depth,
-           o->batch, (unsigned long long)r->info.n_bytes_token);
-}
-
 int bench_model(const bench_options *options) {
-    run r = {.options = options, .random = options->seed};
-    if (!options->model) {
-        bench_say("model needs -m DIR, the checkpoint folder");
-        return BENCH_USAGE;
-    }
-    if (options->batch < 1 || options->batch > MAX_BATCH) {
-        bench_say("--batch is %u; it may be 1 to %d", options->batch, MAX_BATCH);
-        return BENCH_USAGE;
-    }
+    if (!usage_ok(options)) return BENCH_USAGE;
     uint32_t n_threads = options->threads ? options->threads : dsi_sys_cpu_count();
-    r.decode_seconds = calloc(options->decode + 1, sizeof *r.decode_seconds);
-    if (!r.decode_seconds) return BENCH_ENVIRONMENT;
-    r.read_gbs = bench_read_gbs(n_threads);
-    r.peaks = bench_measure_peaks(n_threads);
-    dsi_status status = open_all(&r);
-    if (status == DSI_OK) status = time_prefill(&r);
-    if (status == DSI_OK) status = time_decode(&r);
-    int code = status == DSI_OK ? BENCH_OK : failed(status, r.engine ? r.engine : NULL);
-    if (code == BENCH_OK) report(&r);
-    for (uint32_t i = 0; i < MAX_BATCH; i++) dsi_session_close(r.sessions[i]);
-    dsi_engine_close(r.engine);
-    dsi_model_close(r.model);
-    free(r.decode_seconds);
+    model_run *r = calloc(1, sizeof *r);
+    if (!r) return BENCH_ENVIRONMENT;
+    r->options = options;
+    r->random = options->seed;
+    r->room = options->decode > options->repeat ? options->decode : options->repeat;
+    r->seconds = calloc((size_t)r->room * MODEL_SIDES, sizeof *r->seconds);
+    r->yardstick = r->seconds ? bench_yardstick_new(n_threads) : NULL;
+    int code = BENCH_ENVIRONMENT;
+    if (r->yardstick) {
+        dsi_status status = open_all(r);
+        if (status == DSI_OK) status = measure(r);
+        code = status == DSI_OK ? BENCH_OK : failed(r, status);
+        r->limits = bench_yardstick_result(r->yardstick);
+        if (code == BENCH_OK) model_report(r);
+    }
+    for (uint32_t s = 0; s < r->n_sides; s++) {
+        for (uint32_t i = 0; i < MODEL_BATCH; i++) dsi_session_close(r->sides[s].sessions[i]);
+        dsi_engine_close(r->sides[s].engine);
+    }
+    dsi_model_close(r->model);
+    bench_yardstick_free(r->yardstick);
+    free(r->seconds);
+    free(r);
     return code;
 }

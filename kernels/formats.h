@@ -22,6 +22,11 @@ static inline int64_t dsi_element_bytes(dsi_dtype dtype) {
     }
 }
 
+/* Bytes of n elements from the start of a row; of I4, where two share a byte, rounded up. */
+static inline int64_t dsi_row_bytes(dsi_dtype dtype, int64_t n) {
+    return dtype == DSI_DTYPE_I4 ? (n + 1) / 2 : n * dsi_element_bytes(dtype);
+}
+
 static inline uint32_t dsi_f32_bits(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
@@ -103,6 +108,18 @@ static inline uint8_t dsi_f32_to_e4m3(float value) {
     }
     magnitude += 0x7FFFFu + ((magnitude >> 20) & 1u);
     return (uint8_t)(sign | ((magnitude >> 20) - (120u << 3)));
+}
+
+/* Column i of a row of I4: -8..7. */
+static inline int dsi_load_i4(const uint8_t *row, int64_t i) {
+    return (row[i / 2] >> (i % 2 * 4) & 15) - 8;
+}
+
+/* Multiplier i of an array of F32, BF16 or F16. */
+static inline float dsi_load_scale(dsi_dtype dtype, const void *array, int64_t i) {
+    if (dtype == DSI_DTYPE_F32) return dsi_load_f32(array, i);
+    uint16_t half = dsi_load_u16(array, i);
+    return dtype == DSI_DTYPE_BF16 ? dsi_bf16_to_f32(half) : dsi_f16_to_f32(half);
 }
 
 #endif

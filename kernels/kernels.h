@@ -21,23 +21,31 @@ enum {
     DSI_ISA_AVX512 = 4,     /* F + BW + VL + DQ */
     DSI_ISA_AVX512BF16 = 8, /* AVX512 + VBMI + BF16 */
     DSI_ISA_AMX = 16,       /* AVX512BF16 + AMX-TILE + AMX-BF16 + AMX-INT8 */
-    DSI_ISA_MASKS = 32      /* how many sets of these there are */
+    DSI_ISA_AVX512VNNI = 32, /* AVX512 + VNNI */
+    DSI_ISA_MASKS = 64      /* how many sets of these there are */
 };
 /* What the CPU has and its operating system saves. Linux also wants to be asked before a process
  * uses AMX: dsi_cpu_isa of lib/backend does that; without it the first tile ends the process. */
 uint32_t dsi_isa_detect(void);
 
-/* ---- matmul: y[i][n] = sum_k x[i][k] * w[n][k] * scale[n/128][k/128], n in [n0, n1) -----------
- * Row-dot on weights as they lie in the file: w row-major [n][k]. Stem: matmul_<weights>_<x>. */
+/* ---- matmul: y[i][n] = sum_k x[i][k] * w[n][k] * scale[n][k], n in [n0, n1) --------------------
+ * Row-dot on weights as they lie in the file: w row-major [n][k]. Stem: matmul_<weights>_<x>.
+ * Scales by weights: none for BF16, F16, F32; E4M3: f32, 128 rows and 128 columns share one; I8 and
+ * I4: scale_dtype, and group_n rows and group_k columns (32, 64, 128, or k and more: the row) share
+ * one. I4 is two values per byte as DSI_DTYPE_I4 says; rows begin at whole words. */
 typedef struct dsi_matmul_args {
-    const void *x;        /* rows of k elements, f32 or bf16 by stem; aligned to the element */
-    int64_t x_stride;     /* elements between rows */
+    const void *x;         /* rows of k elements, f32 or bf16 by stem, aligned to the element; a8:
+                              records of quantize_a8, aligned to 64 bytes */
+    int64_t x_stride;      /* elements between rows; a8: bytes, a multiple of 64 */
     const int32_t *x_rows; /* NULL, or m row numbers: row i of the call is x row x_rows[i] */
-    const uint8_t *w;     /* first byte of weight row 0 */
-    int64_t w_stride;     /* elements between weight rows (>= k) */
-    const float *scale;   /* E4M3 only: [ceil(n_total/128)][scale_stride] multipliers, block 0 on */
-    int64_t scale_stride; /* floats between scale rows */
-    float *y;             /* row i of the call, column n: y[i * y_stride + n - n0] */
+    int64_t x_group;       /* a8 only: the group that the records were made with */
+    const uint8_t *w;      /* first byte of weight row 0 */
+    int64_t w_stride;      /* elements between weight rows (>= k); I4: a multiple of 8 */
+    const void *scale;     /* [ceil(n_total / group_n)][scale_stride] multipliers, block 0 on */
+    int64_t scale_stride;  /* elements between scale rows */
+    dsi_dtype scale_dtype; /* I8, I4: F32, BF16 or F16, at any byte */
+    int64_t group_n, group_k; /* I8, I4 */
+    float *y;                 /* row i of the call, column n: y[i * y_stride + n - n0] */
     int64_t y_stride;
     int64_t m, n0, n1, k; /* n0 and n1 are absolute row numbers of w */
     void *scratch;        /* dsi_matmul_scratch_bytes(k) bytes, 64-byte aligned, this call alone */
@@ -46,16 +54,42 @@ typedef void (*dsi_matmul_fn)(const dsi_matmul_args *args);
 /* Room for a panel of 32 decoded weight rows of k f32. */
 static inline int64_t dsi_matmul_scratch_bytes(int64_t k) { return 32 * ((k + 63) / 64 * 64) * 4; }
 
+/* ---- quantize_a8: a row of k activations as 8-bit integers, for the matmul stems ending in _a8
+ * ---- `group` columns share a multiplier: 128, or k and more: the whole row. With amax = max |x|
+ * of a group, multiplier = amax / 127 and q = x * (127 / amax) rounded to nearest even; x is q
+ * times the multiplier. amax below 2^-100 counts as 0: multiplier and q are 0. A group with a NaN
+ * or an infinity has the multiplier NaN (and q = 0), so that every product with it is NaN. A record
+ * of dsi_a8_bytes(k) bytes, 64-byte aligned, every byte of it written: int8_t  q[]           k
+ * rounded up to 64, zeros from k on float   multiplier[]  one per 128 columns, also where the whole
+ * row shares one int32_t sum[]         of q, one per 32 columns; 0 where there are none Stems
+ * quantize_a8_f32, quantize_a8_bf16: the type of x. All instruction sets give equal bits. */
+typedef void (*dsi_quantize_fn)(const void *x, void *record, int64_t k, int64_t group);
+enum { DSI_A8_SUM = 32 }; /* columns of one sum */
+static inline int64_t dsi_a8_columns(int64_t k) { return (k + 63) / 64 * 64; }
+static inline int64_t dsi_a8_blocks(int64_t k) { return (k + DSI_BLOCK - 1) / DSI_BLOCK; }
+static inline int64_t dsi_a8_bytes(int64_t k) {
+    /* Sums of whole blocks: four to a multiplier. */
+    return (dsi_a8_columns(k) + dsi_a8_blocks(k) * 20 + 63) / 64 * 64;
+}
+static inline const float *dsi_a8_multipliers(const void *record, int64_t k) {
+    return (const float *)(const void *)((const int8_t *)record + dsi_a8_columns(k));
+}
+static inline const int32_t *dsi_a8_sums(const void *record, int64_t k) {
+    return (const int32_t *)(const void *)(dsi_a8_multipliers(record, k) + dsi_a8_blocks(k));
+}
+
 /* ---- matmul_t: y[i][j] = sum_n x[i][n] * w[n0 + n][j] * scale, n ascending, j in [0, k) ---------
  * The transposed product that absorbs W_UK: few rows n (qk_nope_head_dim), kv_lora_rank columns.
- * x and y are f32. Stem: matmul_t_<weights>. */
+ * x and y are f32, the scales as in matmul. Stem: matmul_t_<weights>. */
 typedef struct dsi_matmul_t_args {
     const float *x;   /* [m][n1 - n0] */
     int64_t x_stride; /* elements */
     const uint8_t *w;
     int64_t w_stride;
-    const float *scale;
+    const void *scale;
     int64_t scale_stride;
+    dsi_dtype scale_dtype;
+    int64_t group_n, group_k;
     float *y; /* [m][k] */
     int64_t y_stride;
     int64_t m, n0, n1, k;
@@ -69,6 +103,9 @@ static inline dsi_matmul_t_args dsi_matmul_t_of(const dsi_matmul_args *a) {
                                .w_stride = a->w_stride,
                                .scale = a->scale,
                                .scale_stride = a->scale_stride,
+                               .scale_dtype = a->scale_dtype,
+                               .group_n = a->group_n,
+                               .group_k = a->group_k,
                                .y = a->y,
                                .y_stride = a->y_stride,
                                .m = a->m,
@@ -93,13 +130,13 @@ typedef struct dsi_attend_args {
     int64_t k0_stride; /* elements */
     const void *k1;    /* [64][d1]; NULL when d1 = 0 */
     int64_t k1_stride;
-    const void *v;     /* [64][dv] */
+    const void *v; /* [64][dv] */
     int64_t v_stride;
     const int32_t *limit; /* [n_q] visible rows of this block, 0..64 */
     float *state_m;       /* [n_q], elements state_stride apart */
     float *state_l;       /* [n_q], elements state_stride apart */
     int64_t state_stride;
-    float *o;             /* [n_q][dv] unnormalised */
+    float *o; /* [n_q][dv] unnormalised */
     int64_t o_stride;
     int64_t n_q, d0, d1, dv;
     float scale;
@@ -161,25 +198,32 @@ typedef void (*dsi_route_fn)(const dsi_route_args *args); /* n_experts <= 1024 *
 #define DSI_KERNEL_ARGS_matmul (const dsi_matmul_args *args)
 #define DSI_KERNEL_ARGS_matmul_t (const dsi_matmul_t_args *args)
 #define DSI_KERNEL_ARGS_attend (const dsi_attend_args *args)
-#define DSI_KERNEL_ARGS_rms_norm                                                                  \
+#define DSI_KERNEL_ARGS_rms_norm                                                                   \
     (const float *x, const void *w, dsi_dtype w_dtype, void *y, int64_t n, float eps)
 #define DSI_KERNEL_ARGS_swiglu (const float *gate, const float *up, void *y, int64_t n)
 #define DSI_KERNEL_ARGS_cast (const float *x, uint16_t *y, int64_t n)
+#define DSI_KERNEL_ARGS_quantize (const void *x, void *record, int64_t k, int64_t group)
 #define DSI_KERNEL_ARGS_rope (const dsi_rope_args *args)
 #define DSI_KERNEL_ARGS_route (const dsi_route_args *args)
 #include "kernels.inc"
 #undef K
 
-#define DSI_KERNEL_STEMS(S)                                                                       \
-    S(matmul, matmul_fp8_bf16) S(matmul, matmul_fp8_f32) S(matmul, matmul_bf16_bf16)              \
-    S(matmul, matmul_bf16_f32) S(matmul, matmul_f16_bf16) S(matmul, matmul_f16_f32)               \
-    S(matmul, matmul_f32_bf16) S(matmul, matmul_f32_f32)                                          \
-    S(matmul_t, matmul_t_fp8) S(matmul_t, matmul_t_bf16) S(matmul_t, matmul_t_f16)                \
-    S(matmul_t, matmul_t_f32)                                                                     \
-    S(attend, attend_bf16) S(attend, attend_f32)                                                  \
-    S(rms_norm, rms_norm_bf16) S(rms_norm, rms_norm_f32)                                          \
-    S(swiglu, swiglu_bf16) S(swiglu, swiglu_f32) S(cast, cast_bf16)                               \
-    S(rope, rope_interleaved) S(rope, rope_half) S(route, moe_route)
+#define DSI_KERNEL_STEMS(S)                                                                        \
+    S(matmul, matmul_fp8_bf16)                                                                     \
+    S(matmul, matmul_fp8_f32) S(matmul, matmul_bf16_bf16) S(matmul, matmul_bf16_f32)               \
+        S(matmul, matmul_f16_bf16) S(matmul, matmul_f16_f32) S(matmul, matmul_f32_bf16)            \
+            S(matmul, matmul_f32_f32) S(matmul, matmul_i8_bf16) S(matmul, matmul_i8_f32)           \
+                S(matmul, matmul_i8_a8) S(matmul, matmul_i4_bf16) S(matmul, matmul_i4_f32)         \
+                    S(matmul, matmul_i4_a8) S(matmul_t, matmul_t_fp8) S(matmul_t, matmul_t_bf16)   \
+                        S(matmul_t, matmul_t_f16) S(matmul_t, matmul_t_f32)                        \
+                            S(matmul_t, matmul_t_i8) S(matmul_t, matmul_t_i4)                      \
+                                S(attend, attend_bf16) S(attend, attend_f32)                       \
+                                    S(rms_norm, rms_norm_bf16) S(rms_norm, rms_norm_f32)           \
+                                        S(swiglu, swiglu_bf16) S(swiglu, swiglu_f32)               \
+                                            S(cast, cast_bf16) S(quantize, quantize_a8_bf16)       \
+                                                S(quantize, quantize_a8_f32)                       \
+                                                    S(rope, rope_interleaved) S(rope, rope_half)   \
+                                                        S(route, moe_route)
 
 /* One function per stem, and the symbol that was chosen (for people). */
 typedef struct dsi_kernels {
@@ -201,6 +245,7 @@ enum {
     DSI_KERNEL_rms_norm,
     DSI_KERNEL_swiglu,
     DSI_KERNEL_cast,
+    DSI_KERNEL_quantize,
     DSI_KERNEL_rope,
     DSI_KERNEL_route
 };

@@ -19,7 +19,8 @@ uint32_t dsi_isa_detect(void) {
     /* Bits as in the Intel SDM, volume 2, CPUID leaves 1 and 7. */
     const uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
     const uint32_t avx2 = 1u << 5, avx512f = 1u << 16, avx512dq = 1u << 17, avx512bw = 1u << 30;
-    const uint32_t avx512vl = 1u << 31, avx512vbmi = 1u << 1, avx512bf16 = 1u << 5;
+    const uint32_t avx512vl = 1u << 31, avx512vbmi = 1u << 1, avx512vnni = 1u << 11;
+    const uint32_t avx512bf16 = 1u << 5;
     const uint32_t amx_bf16 = 1u << 22, amx_tile = 1u << 24, amx_int8 = 1u << 25;
     const uint32_t ymm_state = 0x06, zmm_state = 0xE6, tile_state = 0x60000;
     uint32_t a, b, c, d, bf16, isa = DSI_ISA_REF;
@@ -31,6 +32,7 @@ uint32_t dsi_isa_detect(void) {
     if (!has(b, avx512f | avx512dq | avx512bw | avx512vl) || !has(state, zmm_state)) return isa;
     isa |= DSI_ISA_AVX512;
     uint32_t max_subleaf = a, leaf_7_c = c, leaf_7_d = d;
+    if (has(leaf_7_c, avx512vnni)) isa |= DSI_ISA_AVX512VNNI;
     if (max_subleaf < 1 || !__get_cpuid_count(7, 1, &bf16, &b, &c, &d)) return isa;
     if (!has(leaf_7_c, avx512vbmi) || !has(bf16, avx512bf16)) return isa;
     isa |= DSI_ISA_AVX512BF16;

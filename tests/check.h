@@ -23,6 +23,7 @@ enum check_type {
     CHECK_rms_norm,
     CHECK_swiglu,
     CHECK_cast,
+    CHECK_quantize,
     CHECK_rope,
     CHECK_route
 };
@@ -64,13 +65,15 @@ typedef struct check_run {
 } check_run;
 
 /* The number formats of weights and activations, and how the harness reads and writes them. */
-enum check_format { CHECK_FP8, CHECK_BF16, CHECK_F16, CHECK_F32 };
-int check_format_size(enum check_format format);
-/* "fp8", "bf16", "f16" or "f32" at the start of `text`. */
+enum check_format { CHECK_FP8, CHECK_BF16, CHECK_F16, CHECK_F32, CHECK_I8, CHECK_I4 };
+int check_format_size(enum check_format format); /* not of I4 */
+int64_t check_format_bytes(enum check_format format, int64_t n);
+static inline bool check_is_whole(enum check_format format) { return format >= CHECK_I8; }
+/* "fp8", "bf16", "f16", "f32", "i8" or "i4" at the start of `text`. */
 enum check_format check_format_named(const char *text);
 void check_put(enum check_format format, void *array, int64_t i, double value);
 double check_get(enum check_format format, const void *array, int64_t i);
-/* Clears the sign of n elements. */
+/* Clears the sign of n elements; the lowest whole number becomes the highest. */
 void check_clear_signs(enum check_format format, void *array, int64_t n);
 
 /* Random numbers, a function of the seed alone. */
@@ -107,6 +110,7 @@ void check_attend(check_run *run);
 void check_rms_norm(check_run *run);
 void check_swiglu(check_run *run);
 void check_cast(check_run *run);
+void check_quantize(check_run *run);
 void check_rope(check_run *run);
 void check_route(check_run *run);
 

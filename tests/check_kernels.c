@@ -2,10 +2,11 @@
  *
  *   check_kernels [--stem PATTERN] [--isa NAME] [--bench] [--seed N] [--json]
  *
- * PATTERN is a shell pattern ('matmul_fp8*'), NAME one of ref, avx2, avx512, avx512bf16, amx. For
- * each kernel one line: stem, instruction set, cases, the worst error as a part of its tolerance,
- * OK or FAIL with the first failed case. --json prints one object per kernel on a line of its own;
- * lines that do not start with { come from cmocka. --bench adds times at DeepSeek-V3 shapes.
+ * PATTERN is a shell pattern ('matmul_fp8*'), NAME one of ref, avx2, avx512, avx512vnni,
+ * avx512bf16, amx. For each kernel one line: stem, instruction set, cases, the worst error as a
+ * part of its tolerance, OK or FAIL with the first failed case. --json prints one object per kernel
+ * on a line of its own; lines that do not start with { come from cmocka. --bench adds times at
+ * DeepSeek-V3 shapes.
  * The deliberately broken kernels of check_kernels_mutants.c always run; each must be caught.
  * Exit code: 0 all right, 1 a check failed, 2 usage. */
 #include "../lib/backend/cpu_isa.h"
@@ -34,7 +35,7 @@ static struct options {
 
 /* ---- The list -------------------------------------------------------------------------------- */
 
-/* The same sources built against tests/bf16_double.h or amx_double.h carry the suffix _double. */
+/* The same sources built against a tests/..._double.h carry the suffix _double. */
 #define K(type, stem, isa, symbol, c) void symbol##_double DSI_KERNEL_ARGS_##type;
 #include "../kernels/kernels.inc"
 #undef K
@@ -42,6 +43,7 @@ static struct options {
 #define LOWER_REF "ref"
 #define LOWER_AVX2 "avx2"
 #define LOWER_AVX512 "avx512"
+#define LOWER_AVX512VNNI "avx512vnni"
 #define LOWER_AVX512BF16 "avx512bf16"
 #define LOWER_AMX "amx"
 
@@ -67,12 +69,13 @@ static const check_kernel kernels[] = {
 #define DOUBLE_REF(type, stem, symbol, c)
 #define DOUBLE_AVX2(type, stem, symbol, c)
 #define DOUBLE_AVX512(type, stem, symbol, c)
-#define DOUBLE_AVX512BF16(type, stem, symbol, c) DOUBLE(type, stem, LOWER_AVX512BF16, symbol, c)
-#define DOUBLE_AMX(type, stem, symbol, c) DOUBLE(type, stem, LOWER_AMX, symbol, c)
-#define DOUBLE(type, stem, isa_name, symbol, c)                                                    \
+#define DOUBLE_AVX512VNNI(type, stem, symbol, c) DOUBLE(type, stem, AVX512VNNI, symbol, c)
+#define DOUBLE_AVX512BF16(type, stem, symbol, c) DOUBLE(type, stem, AVX512BF16, symbol, c)
+#define DOUBLE_AMX(type, stem, symbol, c) DOUBLE(type, stem, AMX, symbol, c)
+#define DOUBLE(type, stem, isa, symbol, c)                                                         \
     {CHECK_##type,                                                                                 \
      #stem,                                                                                        \
-     isa_name,                                                                                     \
+     LOWER_##isa,                                                                                  \
      #symbol "_double",                                                                            \
      DSI_ISA_AVX512,                                                                               \
      (check_any_fn)symbol##_double,                                                                \
@@ -80,7 +83,7 @@ static const check_kernel kernels[] = {
      c,                                                                                            \
      false,                                                                                        \
      true,                                                                                         \
-     true},
+     (DSI_ISA_##isa & FLUSHING) != 0},
 #define K(type, stem, isa, symbol, c) DOUBLE_##isa(type, stem, symbol, c)
 #include "../kernels/kernels.inc"
 #undef K
@@ -91,6 +94,7 @@ enum { KERNELS = sizeof kernels / sizeof kernels[0] };
 static const char *isa_name(uint32_t isa) {
     return isa == DSI_ISA_AMX          ? LOWER_AMX
            : isa == DSI_ISA_AVX512BF16 ? LOWER_AVX512BF16
+           : isa == DSI_ISA_AVX512VNNI ? LOWER_AVX512VNNI
            : isa == DSI_ISA_AVX512     ? LOWER_AVX512
            : isa == DSI_ISA_AVX2       ? LOWER_AVX2
                                        : LOWER_REF;
@@ -121,6 +125,9 @@ static void check(check_run *run) {
         break;
     case CHECK_cast:
         check_cast(run);
+        break;
+    case CHECK_quantize:
+        check_quantize(run);
         break;
     case CHECK_rope:
         check_rope(run);
@@ -340,6 +347,7 @@ static void test_selection(void **state) {
     if (isa & DSI_ISA_AVX512) assert_true((isa & DSI_ISA_AVX2) != 0);
     if (isa & DSI_ISA_AVX512BF16) assert_true((isa & DSI_ISA_AVX512) != 0);
     if (isa & DSI_ISA_AMX) assert_true((isa & DSI_ISA_AVX512BF16) != 0);
+    if (isa & DSI_ISA_AVX512VNNI) assert_true((isa & DSI_ISA_AVX512) != 0);
     dsi_kernels_select(isa, &by_detection);
     assert_non_null(by_detection.attend_bf16);
 }

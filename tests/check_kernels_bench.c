@@ -7,17 +7,18 @@ enum { HIDDEN = 7168, EXPERT = 2048, WEIGHT_BYTES = 96 << 20 };
 
 /* n elements of a format with plain values, alive until the process ends. */
 static void *numbers(enum check_format format, int64_t n, double size) {
-    int64_t bytes = n * check_format_size(format);
+    int64_t bytes = check_format_bytes(format, n);
     void *array = mmap(NULL, (size_t)(bytes + 64), PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (array == MAP_FAILED) {
         perror("check_kernels: mmap");
         exit(3);
     }
-    const int64_t period = 8191; /* odd, so that rows differ */
+    const int64_t period = 8190; /* no power of two, so that rows differ */
+    if (check_is_whole(format)) size *= 8;
     for (int64_t i = 0; i < n && i < period; i++)
         check_put(format, array, i, size * sin((double)i * 0.37));
-    int64_t filled = period * check_format_size(format);
+    int64_t filled = check_format_bytes(format, period);
     for (int64_t at = filled; at < bytes; at += filled)
         memcpy((uint8_t *)array + at, array, (size_t)(bytes - at < filled ? bytes - at : filled));
     return array;
@@ -60,6 +61,9 @@ static void call(void *context) {
     case CHECK_cast:
         ((dsi_cast_fn)fn)(b->x, b->y, b->n);
         break;
+    case CHECK_quantize:
+        ((dsi_quantize_fn)fn)(b->x, b->y, b->n, DSI_BLOCK);
+        break;
     case CHECK_rope:
         ((dsi_rope_fn)fn)(&(dsi_rope_args){b->x, b->n, 1, b->up, b->n / 2, 4095, 1});
         break;
@@ -69,25 +73,41 @@ static void call(void *context) {
     }
 }
 
-/* One expert matrix [2048][7168], for 1, 8 and 64 tokens. The reference only for one. */
+/* Records of rows of plain numbers. */
+static void *records(int64_t rows, int64_t k, int64_t group) {
+    uint8_t *all = numbers(CHECK_I8, rows * dsi_a8_bytes(k), 0);
+    const float *x = numbers(CHECK_F32, rows * k, 1);
+    for (int64_t i = 0; i < rows; i++)
+        dsi_quantize_a8_f32__ref(x + i * k, all + i * dsi_a8_bytes(k), k, group);
+    return all;
+}
+
+/* One expert matrix [2048][7168], for 1, 8 and 64 tokens. The reference only for one. I8 has a
+ * scale for each row, I4 one for 128 columns. */
 static void bench_matmul(check_run *run, bench *b) {
     const char *stem = run->kernel->stem + 7; /* behind "matmul_" */
+    const bool a8 = strcmp(strchr(stem, '_'), "_a8") == 0;
     enum check_format w = check_format_named(stem), x = check_format_named(strchr(stem, '_') + 1);
-    b->copy_bytes = (int64_t)EXPERT * HIDDEN * check_format_size(w);
+    b->copy_bytes = check_format_bytes(w, (int64_t)EXPERT * HIDDEN);
     b->copies = WEIGHT_BYTES / b->copy_bytes + 1;
     b->weights = numbers(w, b->copies * EXPERT * HIDDEN, 1);
     const int64_t blocks = HIDDEN / DSI_BLOCK, most = 64;
     b->matmul =
-        (dsi_matmul_args){.x = numbers(x, most * HIDDEN, 1),
-                          .x_stride = HIDDEN,
+        (dsi_matmul_args){.x = a8 ? NULL : numbers(x, most * HIDDEN, 1),
+                          .x_stride = a8 ? dsi_a8_bytes(HIDDEN) : HIDDEN,
+                          .x_group = w == CHECK_I8 ? HIDDEN : DSI_BLOCK,
                           .w_stride = HIDDEN,
-                          .scale = numbers(CHECK_F32, EXPERT / DSI_BLOCK * blocks, 0.01),
-                          .scale_stride = blocks,
+                          .scale = numbers(CHECK_F32, EXPERT * blocks, 0.01),
+                          .scale_stride = w == CHECK_I8 ? 1 : blocks,
+                          .scale_dtype = w == CHECK_FP8 ? DSI_DTYPE_F32 : DSI_DTYPE_BF16,
+                          .group_n = 1,
+                          .group_k = w == CHECK_I8 ? HIDDEN : DSI_BLOCK,
                           .y = numbers(CHECK_F32, most * EXPERT, 0),
                           .y_stride = EXPERT,
                           .n1 = EXPERT,
                           .k = HIDDEN,
                           .scratch = numbers(CHECK_FP8, dsi_matmul_scratch_bytes(HIDDEN), 0)};
+    if (a8) b->matmul.x = records(most, HIDDEN, b->matmul.x_group);
     for (int64_t m = 1; m <= (run->kernel->is_ref ? 1 : most); m *= 8) {
         b->matmul.m = m;
         double seconds = check_seconds_per_call(call, b);
@@ -100,7 +120,7 @@ static void bench_matmul(check_run *run, bench *b) {
 static void bench_matmul_t(check_run *run, bench *b) {
     enum { NOPE = 128, RANK = 512 };
     enum check_format w = check_format_named(run->kernel->stem + 9); /* behind "matmul_t_" */
-    b->copy_bytes = (int64_t)NOPE * RANK * check_format_size(w);
+    b->copy_bytes = check_format_bytes(w, NOPE * RANK);
     b->copies = WEIGHT_BYTES / b->copy_bytes + 1;
     b->weights = numbers(w, b->copies * NOPE * RANK, 1);
     b->matmul_t = (dsi_matmul_t_args){.x = numbers(CHECK_F32, 64 * NOPE, 1),
@@ -108,6 +128,9 @@ static void bench_matmul_t(check_run *run, bench *b) {
                                       .w_stride = RANK,
                                       .scale = numbers(CHECK_F32, RANK / DSI_BLOCK, 0.01),
                                       .scale_stride = RANK / DSI_BLOCK,
+                                      .scale_dtype = DSI_DTYPE_F32,
+                                      .group_n = DSI_BLOCK,
+                                      .group_k = DSI_BLOCK,
                                       .y = numbers(CHECK_F32, 64 * RANK, 0),
                                       .y_stride = RANK,
                                       .n1 = NOPE,

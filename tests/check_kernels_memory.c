@@ -30,19 +30,33 @@ static uint8_t *map(size_t n_bytes) {
 /* ---- Formats ---- */
 
 int check_format_size(enum check_format format) {
-    return format == CHECK_FP8 ? 1 : format == CHECK_F32 ? 4 : 2;
+    return format == CHECK_FP8 || format == CHECK_I8 ? 1 : format == CHECK_F32 ? 4 : 2;
+}
+
+int64_t check_format_bytes(enum check_format format, int64_t n) {
+    return format == CHECK_I4 ? (n + 1) / 2 : n * check_format_size(format);
 }
 
 enum check_format check_format_named(const char *text) {
     if (strncmp(text, "fp8", 3) == 0) return CHECK_FP8;
     if (strncmp(text, "bf16", 4) == 0) return CHECK_BF16;
+    if (strncmp(text, "i8", 2) == 0) return CHECK_I8;
+    if (strncmp(text, "i4", 2) == 0) return CHECK_I4;
     return strncmp(text, "f16", 3) == 0 ? CHECK_F16 : CHECK_F32;
 }
 
 void check_put(enum check_format format, void *array, int64_t i, double value) {
     float f32 = (float)value;
+    if (format == CHECK_I4) {
+        uint8_t *pair = (uint8_t *)array + i / 2;
+        int shift = (int)(i % 2) * 4, code = (int)fmin(fmax(value, -8), 7) + 8;
+        *pair = (uint8_t)((*pair & ~(15 << shift)) | code << shift);
+        return;
+    }
     uint8_t *to = (uint8_t *)array + i * check_format_size(format);
-    if (format == CHECK_FP8) {
+    if (format == CHECK_I8) {
+        *to = (uint8_t)(int)fmin(fmax(value, -128), 127);
+    } else if (format == CHECK_FP8) {
         *to = dsi_f32_to_e4m3(f32);
     } else if (format == CHECK_F32) {
         memcpy(to, &f32, sizeof f32);
@@ -55,11 +69,16 @@ void check_put(enum check_format format, void *array, int64_t i, double value) {
 double check_get(enum check_format format, const void *array, int64_t i) {
     if (format == CHECK_FP8) return dsi_e4m3_to_f32(((const uint8_t *)array)[i]);
     if (format == CHECK_F32) return dsi_load_f32(array, i);
+    if (format == CHECK_I8) return ((const int8_t *)array)[i];
+    if (format == CHECK_I4) return dsi_load_i4(array, i);
     uint16_t half = dsi_load_u16(array, i);
     return format == CHECK_BF16 ? dsi_bf16_to_f32(half) : dsi_f16_to_f32(half);
 }
 
 void check_clear_signs(enum check_format format, void *array, int64_t n) {
+    for (int64_t i = 0; check_is_whole(format) && i < n; i++)
+        check_put(format, array, i, fabs(check_get(format, array, i)));
+    if (check_is_whole(format)) return;
     /* Little-endian: the sign is the top bit of an element's last byte. */
     int size = check_format_size(format);
     for (int64_t i = 0; i < n; i++) ((uint8_t *)array)[i * size + size - 1] &= 0x7F;

@@ -33,6 +33,21 @@
     M(TRUNCATED, cast, cast_bf16, "truncates")                                                     \
     M(HALF_UP, cast, cast_bf16, "rounds ties away from zero")                                      \
     M(NAN_TO_INF, cast, cast_bf16, "rounds NaN like a number")                                     \
+    M(NIBBLES_SWAPPED, matmul_int, matmul_i4_bf16, "takes the high half of a byte first")          \
+    M(GROUP_128, matmul_int, matmul_i4_bf16, "takes a scale for 128 columns, whatever the group")  \
+    M(GROUP_ROW, matmul_int, matmul_i4_bf16, "takes the scale row of n / 128")                     \
+    M(SCALE_BF16, matmul_int, matmul_i4_bf16, "reads every scale as BF16")                         \
+    M(LAST_NIBBLE, matmul_int, matmul_i4_bf16, "drops the last column of an odd k")                \
+    M(SATURATED, matmul_a8, matmul_i8_a8, "saturates pairs of products at 16 bits")                \
+    M(UNSIGNED, matmul_a8, matmul_i8_a8, "takes weights for unsigned without a correction")        \
+    M(LOWEST, matmul_a8, matmul_i8_a8, "takes the weight -128 for -127")                           \
+    M(FIRST_MULTIPLIER, matmul_a8, matmul_i8_a8, "takes the first multiplier for all blocks")      \
+    M(X_ROUNDED, matmul_a8, matmul_i8_a8, "counts a row with NaN as zero")                         \
+    M(HALF_AWAY, quantize, quantize_a8_f32, "rounds ties away from zero")                          \
+    M(NAN_LOST, quantize, quantize_a8_f32, "makes a number of NaN")                                \
+    M(BY_ROW, quantize, quantize_a8_f32, "takes one multiplier for the row")                       \
+    M(SUMS_STALE, quantize, quantize_a8_f32, "leaves the sums of the last columns")                \
+    M(PADDING_LEFT, quantize, quantize_a8_f32, "leaves the columns behind k")                      \
     M(HALVES_PAIRED, rope, rope_interleaved, "pairs the halves instead of neighbours")             \
     M(SINE_SIGN, rope, rope_interleaved, "turns the other way")                                    \
     M(FIRST_HEAD_ALONE, rope, rope_interleaved, "turns the first head alone")                     \
@@ -57,8 +72,8 @@ static void broken_matmul(const dsi_matmul_args *a) {
         const uint16_t *x = (const uint16_t *)a->x + x_row * a->x_stride;
         for (int64_t n = a->n0; n < a->n1; n++) {
             const uint8_t *w = a->w + (bug == N0_FORGOTTEN ? n - a->n0 : n) * a->w_stride;
-            const float *scale =
-                a->scale + (bug == SCALE_ROW ? n - a->n0 : n) / DSI_BLOCK * a->scale_stride;
+            const float *scale = (const float *)a->scale +
+                                 (bug == SCALE_ROW ? n - a->n0 : n) / DSI_BLOCK * a->scale_stride;
             double sum = bug == PAST_END ? 0 * (double)*(const volatile uint8_t *)(w + a->k) : 0;
             float f32_sum = 0;
             for (int64_t step = 0; step < a->k; step++) {
@@ -162,6 +177,84 @@ static void broken_cast(const float *x, uint16_t *y, int64_t n) {
     }
 }
 
+/* I4 and BF16. */
+static void broken_matmul_int(const dsi_matmul_args *a) {
+    for (int64_t i = 0; i < a->m; i++) {
+        const uint16_t *x = (const uint16_t *)a->x + (a->x_rows ? a->x_rows[i] : i) * a->x_stride;
+        for (int64_t n = a->n0; n < a->n1; n++) {
+            const uint8_t *w = a->w + n * a->w_stride / 2;
+            int64_t group_k = bug == GROUP_128 && a->group_k < a->k ? DSI_BLOCK : a->group_k;
+            int64_t group_n = bug == GROUP_ROW ? DSI_BLOCK : a->group_n;
+            dsi_dtype dtype = bug == SCALE_BF16 ? DSI_DTYPE_BF16 : a->scale_dtype;
+            double sum = 0;
+            for (int64_t k = 0; k < a->k; k++) {
+                if (bug == LAST_NIBBLE && k % 2 == 0 && k + 1 == a->k) continue;
+                int64_t column = bug == NIBBLES_SWAPPED && (k ^ 1) < a->k ? k ^ 1 : k;
+                float scale =
+                    dsi_load_scale(dtype, a->scale, n / group_n * a->scale_stride + k / group_k);
+                sum += (double)dsi_bf16_to_f32(x[k]) * dsi_load_i4(w, column) * (double)scale;
+            }
+            a->y[i * a->y_stride + n - a->n0] = (float)sum;
+        }
+    }
+}
+
+static int broken_product(int8_t w, int8_t x) {
+    if (bug == UNSIGNED || bug == SATURATED) return (uint8_t)(w ^ 0x80) * x;
+    return (bug == LOWEST && w == -128 ? -127 : w) * x;
+}
+
+static void broken_matmul_a8(const dsi_matmul_args *a) {
+    const int64_t group = a->group_k < a->x_group ? a->group_k : a->x_group;
+    for (int64_t i = 0; i < a->m; i++) {
+        const int8_t *x = (const int8_t *)a->x + (a->x_rows ? a->x_rows[i] : i) * a->x_stride;
+        const float *multiplier = dsi_a8_multipliers(x, a->k);
+        for (int64_t n = a->n0; n < a->n1; n++) {
+            const int8_t *w = (const int8_t *)a->w + n * a->w_stride;
+            double sum = 0;
+            for (int64_t g = 0; g < a->k; g += group) {
+                int64_t part = 0, end = a->k - g < group ? a->k : g + group;
+                for (int64_t k = g; k < end; k += 2) {
+                    int pair = broken_product(w[k], x[k]);
+                    if (k + 1 < end) pair += broken_product(w[k + 1], x[k + 1]);
+                    if (bug == SATURATED) /* vpmaddubsw on w + 128, which is taken off again */
+                        pair = (pair > 32767    ? 32767
+                                : pair < -32768 ? -32768
+                                                : pair) -
+                               128 * (x[k] + (k + 1 < end ? x[k + 1] : 0));
+                    part += pair;
+                }
+                float by = multiplier[bug == FIRST_MULTIPLIER ? 0 : g / DSI_BLOCK];
+                if (bug == X_ROUNDED && isnan(by)) by = 0;
+                sum += (double)part * (double)by *
+                       (double)dsi_load_scale(a->scale_dtype, a->scale,
+                                              n / a->group_n * a->scale_stride + g / a->group_k);
+            }
+            a->y[i * a->y_stride + n - a->n0] = (float)sum;
+        }
+    }
+}
+
+static void broken_quantize(const void *x, void *record, int64_t k, int64_t group) {
+    int8_t *q = record;
+    int64_t columns = dsi_a8_columns(k);
+    uint8_t *last = (uint8_t *)(uintptr_t)dsi_a8_sums(record, k) + (columns / 32 - 1) * 4, kept[4];
+    if (k > 0) memcpy(kept, last, 4);
+    int8_t behind = k < columns ? q[k] : 0;
+    dsi_quantize_a8_f32__ref(x, record, k, bug == BY_ROW ? k + 1 : group);
+    float *multiplier = (float *)(void *)(q + columns);
+    for (int64_t i = 0; i < k; i++) {
+        if (bug == NAN_LOST && isnan(multiplier[i / DSI_BLOCK])) multiplier[i / DSI_BLOCK] = 1;
+        float most = 0, value = ((const float *)x)[i];
+        int64_t first = i / group * group, end = first + group < k ? first + group : k;
+        for (int64_t j = first; j < end && bug == HALF_AWAY; j++)
+            most = fmaxf(most, fabsf(((const float *)x)[j]));
+        if (bug == HALF_AWAY && q[i] != 0) q[i] = (int8_t)roundf(value * (127.0f / most));
+    }
+    if (bug == SUMS_STALE && k > 0) memcpy(last, kept, 4);
+    if (bug == PADDING_LEFT && k < columns) q[k] = behind;
+}
+
 static void broken_rope(const dsi_rope_args *args) {
     dsi_rope_args a = *args;
     if (bug == SINE_SIGN) a.position = -a.position;
@@ -230,6 +323,10 @@ static void broken_route(const dsi_route_args *a) {
         a->weights[j] =
             (float)((double)a->weights[j] / (a->norm ? sum + 1e-20 : 1) * (double)a->scale);
 }
+
+/* Kernels of one type, broken by functions of their own. */
+#define CHECK_matmul_int CHECK_matmul
+#define CHECK_matmul_a8 CHECK_matmul
 
 int check_mutant_count(void) { return NO_BUG; }
 

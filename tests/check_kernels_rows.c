@@ -1,5 +1,5 @@
 /* check_kernels_rows.c: the checks of the kernels that work on one row: rms_norm, swiglu, cast,
- * rope and moe_route. A bf16 result is held against the f32 reference before rounding. */
+ * quantize, rope and moe_route. A bf16 result is held against the f32 reference before rounding. */
 #include "check.h"
 
 enum { SLOT_X, SLOT_W, SLOT_Y, SLOT_UP };
@@ -143,6 +143,46 @@ void check_cast(check_run *run) {
         }
         compare_cast(run, x, 65536);
     }
+}
+
+/* ---- quantize ---- */
+
+enum quantize_case { Q_PLAIN, Q_ZERO, Q_TINY, Q_HUGE, Q_TIES, Q_NAN, Q_INF, Q_CASES };
+static const char *const quantize_name[] = {"plain", "zero", "tiny", "huge", "ties", "NaN", "inf"};
+
+static void quantize_case(check_run *run, int64_t n, int64_t group, enum quantize_case kind) {
+    static const double size[] = {3, 0, 0x1p-100, 0x1p127, 127, 1, 1};
+    if (check_done(run)) return;
+    check_case(run, "k=%lld group=%lld, %s, seed %llx", (long long)n, (long long)group,
+               quantize_name[kind], (unsigned long long)run->random);
+    enum check_format format = check_format_named(run->kernel->stem + 12); /* "quantize_a8_" */
+    void *x = check_buffer(run, SLOT_X, n * check_format_size(format), 0);
+    for (int64_t i = 0; i < n; i++) {
+        double value = check_uniform(run) * size[kind];
+        if (kind == Q_TIES) value = i % 128 == 0 ? 127 : floor(value) + 0.5;
+        check_put(format, x, i, value);
+    }
+    if (n > 0 && kind >= Q_NAN)
+        check_put(format, x, check_below(run, n), kind == Q_NAN ? NAN : -INFINITY);
+    int64_t bytes = dsi_a8_bytes(n);
+    uint8_t *record = check_buffer(run, SLOT_Y, bytes, 0), *truth = check_room(bytes);
+    ((dsi_quantize_fn)run->kernel->fn)(x, record, n, group);
+    ((dsi_quantize_fn)run->kernel->ref)(x, truth, n, group);
+    for (int64_t i = 0; i < bytes; i++)
+        if (record[i] != truth[i]) {
+            check_fail(run, "byte %lld of the record is 0x%02x, should be 0x%02x", (long long)i,
+                       record[i], truth[i]);
+            break;
+        }
+    check_buffers_intact(run);
+}
+
+void check_quantize(check_run *run) {
+    for (int i = 0; i < LENGTHS; i++)
+        for (int kind = 0; kind < Q_CASES; kind++) {
+            quantize_case(run, lengths[i], DSI_BLOCK, (enum quantize_case)kind);
+            quantize_case(run, lengths[i], lengths[i] + 1, (enum quantize_case)kind);
+        }
 }
 
 /* ---- rope ---- */

@@ -243,7 +243,7 @@ static void bash_completes(void **state) {
     } cases[] = {
         {"dsinfer ver", "\nverify\n"},
         {"dsinfer --lang zh ru", "\nrun\n"},
-        {"dsinfer run --kernels avx512", "\navx512\navx512bf16\n"},
+        {"dsinfer run --kernels avx512", "\navx512\navx512vnni\navx512bf16\n"},
         {"dsinfer run --kernels = avx2", "\navx2\n"},
         {"dsinfer run --lang =", "\nzh\nen\n"},
         {"dsinfer run -m \"\"", "\na folder\n"},

@@ -55,6 +55,11 @@ static void wrong_cast(const float *x, uint16_t *y, int64_t n) { /* truncates */
     for (int64_t i = 0; i < n; i++) y[i] = (uint16_t)(dsi_f32_bits(x[i]) >> 16);
 }
 
+static void wrong_quantize(const void *x, void *record, int64_t k, int64_t group) {
+    (void)x, (void)group;
+    memset(record, 1, (size_t)dsi_a8_bytes(k));
+}
+
 static dsi_any_fn swap(const dsi_kernel_line *line) {
     static const dsi_any_fn by_type[] = {
         [DSI_KERNEL_matmul] = (dsi_any_fn)wrong_matmul,
@@ -63,6 +68,7 @@ static dsi_any_fn swap(const dsi_kernel_line *line) {
         [DSI_KERNEL_rms_norm] = (dsi_any_fn)wrong_rms_norm,
         [DSI_KERNEL_swiglu] = (dsi_any_fn)wrong_swiglu,
         [DSI_KERNEL_cast] = (dsi_any_fn)wrong_cast,
+        [DSI_KERNEL_quantize] = (dsi_any_fn)wrong_quantize,
     };
     wrong.asked++;
     if ((line->isa & wrong.isa) == 0) return NULL;

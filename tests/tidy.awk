@@ -78,6 +78,8 @@ function project_ok(target) {
         return target ~ /^lib\/(base|backend)\//
     }
     if (area == "lib") return target ~ /^lib\//
+    if (file ~ /^bench\// && target ~ /^(kernels\/formats\.h|lib\/internal\.h)$/) return 1
+    if (file ~ /^bench\// && target ~ /^lib\/backend\/(gemm|cpu_selftest)\.h$/) return 1
     if (area == "tools") return target ~ /^(tools|bench|lib\/(base|model|text))\// ||
         target == "kernels/kernels.h" || target == "lib/backend/cpu_selftest.h" || \
         target == "lib/backend/cpu_isa.h"

@@ -25,7 +25,7 @@ awk '
     !/^\{"kernel"/ { next }
     {
         op = value("stem"); isa = tolower(value("isa")); state = value("state")
-        while (sub(/_(fp8|bf16|f16|f32|interleaved|half)$/, "", op)) continue
+        while (sub(/_(fp8|bf16|f16|f32|i8|i4|a8|interleaved|half)$/, "", op)) continue
         if (!(op in known)) { known[op] = 1; ops[++n_ops] = op }
         rank = state == "FAIL" ? 4 : state == "skipped" ? 1 : value("emulated") == "true" ? 2 : 3
         if (rank == 4) failed = 1
@@ -35,9 +35,9 @@ awk '
     }
     END {
         if (!n) exit 2
-        n_isas = split("ref avx2 avx512 avx512bf16 amx", isas, " ")
-        print "| kernel | reference | AVX2 | AVX-512 | AVX-512 BF16 | AMX |"
-        print "|---|---|---|---|---|---|"
+        n_isas = split("ref avx2 avx512 avx512vnni avx512bf16 amx", isas, " ")
+        print "| kernel | reference | AVX2 | AVX-512 | AVX-512 VNNI | AVX-512 BF16 | AMX |"
+        print "|---|---|---|---|---|---|---|"
         for (i = 1; i <= n_ops; i++) {
             line = "| `" ops[i] "` |"
             for (k = 1; k <= n_isas; k++) {

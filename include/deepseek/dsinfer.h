@@ -149,7 +149,8 @@ typedef struct dsi_engine_options {
     uint32_t activations;  /* DSI_ACTIVATIONS_*; default BF16 */
     uint32_t attention;    /* DSI_ATTENTION_*; default AUTO */
     const char *backend;   /* default NULL: "cpu" */
-    const char *kernels;   /* ref, avx2, avx512, avx512bf16, amx; NULL, the default: the best */
+    /* ref, avx2, avx512, avx512vnni, avx512bf16, amx; NULL, the default: the best here */
+    const char *kernels;
     uint32_t check_layers; /* 1: look for NaN after every layer, name the first; default 0 */
     uint32_t reserved;
 } dsi_engine_options;

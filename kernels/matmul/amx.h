@@ -230,7 +230,9 @@ DSI_INLINE void dsi_amx_scales(const dsi_matmul_args *a, int64_t n, int64_t k, i
         for (int64_t r = 0; r < DSI_AMX_N; r++) {
             const int64_t row = dsi_min(n + r, a->n1 - 1) / DSI_BLOCK;
             scales[b][r] =
-                w == DSI_DTYPE_E4M3 ? a->scale[row * a->scale_stride + k / DSI_BLOCK + b] : 1.0f;
+                w == DSI_DTYPE_E4M3
+                    ? dsi_load_f32(a->scale, row * a->scale_stride + k / DSI_BLOCK + b)
+                    : 1.0f;
         }
 }
 

@@ -97,11 +97,61 @@ DSI_INLINE float dsi_e4m3_scale(const uint8_t *at, int64_t count, float scale) {
     return _mm256_movemask_epi8(_mm256_cmpeq_epi8(largest, magnitude)) ? NAN : scale * 256.0f;
 }
 
+DSI_INLINE dsi_chunk dsi_chunk_i8(const uint8_t *at, int64_t count) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(dsi_load_8x8(at, count)));
+}
+
+/* Of an odd count the column behind the last is what its half of a byte holds. */
+DSI_INLINE dsi_chunk dsi_chunk_i4(const uint8_t *at, int64_t count) {
+    uint32_t word = 0;
+    memcpy(&word, at, count >= DSI_CHUNK ? 4 : (size_t)(count + 1) / 2);
+    __m256i columns = _mm256_srlv_epi32(_mm256_set1_epi32((int)word),
+                                        _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    columns = _mm256_and_si256(columns, _mm256_set1_epi32(15));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(columns, _mm256_set1_epi32(8)));
+}
+
 DSI_INLINE dsi_chunk dsi_chunk_load(dsi_dtype dtype, const uint8_t *at, int64_t count) {
+    if (dtype == DSI_DTYPE_I8) return dsi_chunk_i8(at, count);
+    if (dtype == DSI_DTYPE_I4) return dsi_chunk_i4(at, count);
     if (dtype == DSI_DTYPE_E4M3) return dsi_chunk_e4m3(at, count);
     if (dtype == DSI_DTYPE_BF16) return dsi_chunk_bf16(at, count);
     if (dtype == DSI_DTYPE_F16) return dsi_chunk_f16(at, count);
     return dsi_chunk_f32(at, count);
+}
+
+/* Whole numbers for tile_a8.h: DSI_INTS columns of 16 bits, and sums of products of 32 bits.
+ * (vpmaddubsw would add pairs of products in 16 bits and saturate.) */
+typedef __m256i dsi_ints;
+enum { DSI_INTS = 16 };
+
+DSI_INLINE __m128i dsi_load_bytes(const uint8_t *at, int64_t count, int64_t whole) {
+    if (count >= whole)
+        return whole == 16 ? _mm_loadu_si128((const __m128i_u *)at)
+                           : _mm_loadl_epi64((const __m128i_u *)at);
+    uint8_t tail[16] = {0};
+    memcpy(tail, at, (size_t)count);
+    return _mm_loadu_si128((const __m128i_u *)tail);
+}
+
+/* Of an odd count of I4 the column behind the last is what its half of a byte holds. */
+DSI_INLINE dsi_ints dsi_ints_load(dsi_dtype dtype, const uint8_t *at, int64_t count) {
+    if (dtype == DSI_DTYPE_I8) return _mm256_cvtepi8_epi16(dsi_load_bytes(at, count, 16));
+    const __m128i low4 = _mm_set1_epi8(15);
+    __m128i pairs = dsi_load_bytes(at, (count + 1) / 2, 8);
+    __m128i high = _mm_and_si128(_mm_srli_epi16(pairs, 4), low4);
+    __m128i columns = _mm_unpacklo_epi8(_mm_and_si128(pairs, low4), high);
+    return _mm256_cvtepi8_epi16(_mm_sub_epi8(columns, _mm_set1_epi8(8)));
+}
+DSI_INLINE dsi_ints dsi_ints_zero(void) { return _mm256_setzero_si256(); }
+DSI_INLINE dsi_ints dsi_ints_dot(dsi_ints sum, dsi_ints w, dsi_ints x) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x));
+}
+DSI_INLINE dsi_sum dsi_ints_float(dsi_ints sum) { return _mm256_cvtepi32_ps(sum); }
+DSI_INLINE int32_t dsi_ints_lanes(dsi_ints sum) {
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
 }
 
 /* Stores a chunk as DSI_PANEL_DTYPE. */

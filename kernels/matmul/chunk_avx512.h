@@ -87,12 +87,56 @@ DSI_INLINE float dsi_e4m3_scale(const uint8_t *at, int64_t count, float scale) {
     return _mm512_cmpeq_epi8_mask(largest, magnitude) ? NAN : scale * 256.0f;
 }
 
+DSI_INLINE dsi_chunk dsi_chunk_i8(const uint8_t *at, int64_t count) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(dsi_load_16x8(at, count)));
+}
+
+/* Of an odd count the column behind the last is what its half of a byte holds. */
+DSI_INLINE dsi_chunk dsi_chunk_i4(const uint8_t *at, int64_t count) {
+    __m128i words = count >= DSI_CHUNK ? _mm_loadl_epi64((const __m128i_u *)at)
+                                       : _mm_maskz_loadu_epi8(dsi_mask16((count + 1) / 2), at);
+    const __m512i from = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const __m512i shift =
+        _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    __m512i columns = _mm512_permutexvar_epi32(from, _mm512_castsi128_si512(words));
+    columns = _mm512_and_si512(_mm512_srlv_epi32(columns, shift), _mm512_set1_epi32(15));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(columns, _mm512_set1_epi32(8)));
+}
+
 DSI_INLINE dsi_chunk dsi_chunk_load(dsi_dtype dtype, const uint8_t *at, int64_t count) {
+    if (dtype == DSI_DTYPE_I8) return dsi_chunk_i8(at, count);
+    if (dtype == DSI_DTYPE_I4) return dsi_chunk_i4(at, count);
     if (dtype == DSI_DTYPE_E4M3) return dsi_chunk_e4m3(at, count);
     if (dtype == DSI_DTYPE_BF16) return dsi_chunk_bf16(at, count);
     if (dtype == DSI_DTYPE_F16) return dsi_chunk_f16(at, count);
     return dsi_chunk_f32(at, count);
 }
+
+/* Whole numbers for tile_a8.h: DSI_INTS columns of 16 bits, and sums of products of 32 bits. */
+typedef __m512i dsi_ints;
+enum { DSI_INTS = 32 };
+
+/* Of an odd count of I4 the column behind the last is what its half of a byte holds. */
+DSI_INLINE dsi_ints dsi_ints_load(dsi_dtype dtype, const uint8_t *at, int64_t count) {
+    if (dtype == DSI_DTYPE_I8) {
+        if (count >= DSI_INTS)
+            return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i_u *)at));
+        __mmask32 some = (__mmask32)(((uint64_t)1 << count) - 1);
+        return _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(some, at));
+    }
+    const __m128i low4 = _mm_set1_epi8(15);
+    __m128i pairs = count >= DSI_INTS ? _mm_loadu_si128((const __m128i_u *)at)
+                                      : _mm_maskz_loadu_epi8(dsi_mask16((count + 1) / 2), at);
+    __m128i low = _mm_and_si128(pairs, low4), high = _mm_and_si128(_mm_srli_epi16(pairs, 4), low4);
+    __m256i columns = _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high));
+    return _mm512_cvtepi8_epi16(_mm256_sub_epi8(columns, _mm256_set1_epi8(8)));
+}
+DSI_INLINE dsi_ints dsi_ints_zero(void) { return _mm512_setzero_si512(); }
+DSI_INLINE dsi_ints dsi_ints_dot(dsi_ints sum, dsi_ints w, dsi_ints x) {
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(w, x));
+}
+DSI_INLINE dsi_sum dsi_ints_float(dsi_ints sum) { return _mm512_cvtepi32_ps(sum); }
+DSI_INLINE int32_t dsi_ints_lanes(dsi_ints sum) { return _mm512_reduce_add_epi32(sum); }
 
 /* Stores a chunk as DSI_PANEL_DTYPE. */
 DSI_INLINE void dsi_chunk_store(uint8_t *to, dsi_chunk chunk) { _mm512_storeu_ps(to, chunk); }

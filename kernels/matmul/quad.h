@@ -53,11 +53,11 @@ DSI_INLINE const uint8_t *dsi_quad_x_row(const dsi_matmul_args *a, int64_t i) {
 /* Lane r: the multiplier of weight row n + r in block b; the last row's beyond it. */
 DSI_INLINE __m512 dsi_quad_scale(const dsi_matmul_args *a, int64_t n, int64_t b) {
     const int64_t last = dsi_min(n + DSI_QUAD_N, a->n1) - 1;
-    __m512 scale = _mm512_set1_ps(a->scale[n / DSI_BLOCK * a->scale_stride + b]);
+    __m512 scale = _mm512_set1_ps(dsi_load_f32(a->scale, n / DSI_BLOCK * a->scale_stride + b));
     if (n / DSI_BLOCK == last / DSI_BLOCK) return scale;
     const int64_t next = last / DSI_BLOCK, lanes = next * DSI_BLOCK - n; /* of the first scale */
     return _mm512_mask_blend_ps((__mmask16)(0xFFFFu << (4 * lanes)), scale,
-                                _mm512_set1_ps(a->scale[next * a->scale_stride + b]));
+                                _mm512_set1_ps(dsi_load_f32(a->scale, next * a->scale_stride + b)));
 }
 
 /* total += scale * part, the total in memory: held in registers totals would push out parts. */

@@ -20,19 +20,25 @@ enum {
     DSI_TILE_FLOATS = DSI_TILE_M * DSI_TILE_N * DSI_LANES,
     DSI_PANEL_N = 16,
     DSI_PANEL_K = 512,
-    DSI_PANEL_BLOCKS = DSI_PANEL_K / DSI_BLOCK,
+    DSI_SMALL_BLOCK = 32, /* columns of a block where fewer than 128 share a scale */
+    DSI_PANEL_BLOCKS = DSI_PANEL_K / DSI_SMALL_BLOCK,
     DSI_PANEL_M_MAX = 192,    /* rows whose totals and columns of x stay in a cache of 1 MB */
     DSI_PREFETCH_BYTES = 1024 /* distance ahead in each of the weight rows being read */
 };
 
 typedef struct dsi_tile {
-    const uint8_t *w[DSI_TILE_N];   /* from the first column of this call on */
-    const float *scale[DSI_TILE_N]; /* of the block of that column; E4M3 only */
+    const uint8_t *w[DSI_TILE_N];     /* from the first column of this call on */
+    const uint8_t *scale[DSI_TILE_N]; /* of that column on; weights with scales only */
+    dsi_dtype scale_dtype;
+    int64_t group; /* columns that share a scale */
     const uint8_t *x[DSI_TILE_M];
     float *total; /* [x row][w row][lane] */
 } dsi_tile;
 
 DSI_INLINE int64_t dsi_min(int64_t a, int64_t b) { return a < b ? a : b; }
+DSI_INLINE bool dsi_is_scaled(dsi_dtype w) {
+    return w == DSI_DTYPE_E4M3 || w == DSI_DTYPE_I8 || w == DSI_DTYPE_I4;
+}
 
 /* part += the products of `count` columns from column k on. */
 DSI_INLINE void dsi_tile_step(const dsi_tile *t, int64_t k, int64_t count, int rows, dsi_dtype w,
@@ -40,7 +46,7 @@ DSI_INLINE void dsi_tile_step(const dsi_tile *t, int64_t k, int64_t count, int r
     dsi_chunk weights[DSI_TILE_N];
     DSI_UNROLL
     for (int r = 0; r < DSI_TILE_N; r++)
-        weights[r] = dsi_chunk_load(w, t->w[r] + k * dsi_element_bytes(w), count);
+        weights[r] = dsi_chunk_load(w, t->w[r] + dsi_row_bytes(w, k), count);
     DSI_UNROLL
     for (int i = 0; i < rows; i++) {
         dsi_chunk activations = dsi_chunk_load(x, t->x[i] + k * dsi_element_bytes(x), count);
@@ -52,17 +58,18 @@ DSI_INLINE void dsi_tile_step(const dsi_tile *t, int64_t k, int64_t count, int r
 
 /* Adds k columns to the totals of `rows` activation rows (a constant). next_tile is the distance in
  * bytes from the end of a weight row to the row that the next tile will read in its place; 0: the
- * weights are a panel in cache. scaled: the weights have block scales. */
+ * weights are a panel in cache. block: columns whose products are summed before they are scaled.
+ * scaled: the weights have scales. */
 DSI_INLINE void dsi_tile_run(const dsi_tile *tile, int64_t k, int rows, dsi_dtype w, dsi_dtype x,
-                             bool scaled, int64_t next_tile) {
+                             int64_t block, bool scaled, int64_t next_tile) {
     const dsi_tile t = *tile;
-    for (int64_t kb = 0; kb < k; kb += DSI_BLOCK) {
-        int64_t left = dsi_min(DSI_BLOCK, k - kb), c = 0;
+    for (int64_t kb = 0; kb < k; kb += block) {
+        int64_t left = dsi_min(block, k - kb), c = 0;
         if (next_tile != 0) {
-            int64_t ahead = kb * dsi_element_bytes(w) + DSI_PREFETCH_BYTES;
-            if (ahead >= k * dsi_element_bytes(w)) ahead += next_tile;
+            int64_t ahead = dsi_row_bytes(w, kb) + DSI_PREFETCH_BYTES;
+            if (ahead >= dsi_row_bytes(w, k)) ahead += next_tile;
             for (int r = 0; r < DSI_TILE_N; r++)
-                for (int64_t b = 0; b < DSI_BLOCK * dsi_element_bytes(w); b += 64)
+                for (int64_t b = 0; b < dsi_row_bytes(w, block); b += 64)
                     _mm_prefetch((const char *)((uintptr_t)t.w[r] + (uintptr_t)(ahead + b)),
                                  _MM_HINT_T0);
         }
@@ -72,8 +79,8 @@ DSI_INLINE void dsi_tile_run(const dsi_tile *tile, int64_t k, int rows, dsi_dtyp
             DSI_UNROLL
             for (int r = 0; r < DSI_TILE_N; r++) part[i][r] = dsi_sum_zero();
         }
-        if (left == DSI_BLOCK) {
-            for (; c < DSI_BLOCK; c += DSI_CHUNK)
+        if (left == block) {
+            for (; c < block; c += DSI_CHUNK)
                 dsi_tile_step(&t, kb + c, DSI_CHUNK, rows, w, x, part);
         } else {
             for (; c < left; c += DSI_CHUNK)
@@ -83,7 +90,11 @@ DSI_INLINE void dsi_tile_run(const dsi_tile *tile, int64_t k, int rows, dsi_dtyp
         __asm__ volatile("" ::: "memory");
         DSI_UNROLL
         for (int r = 0; r < DSI_TILE_N; r++) {
-            float scale = scaled ? t.scale[r][kb / DSI_BLOCK] : 1.0f;
+            float scale = 1.0f;
+            if (scaled)
+                scale = next_tile == 0 || w == DSI_DTYPE_E4M3
+                            ? dsi_load_f32(t.scale[r], kb / block)
+                            : dsi_load_scale(t.scale_dtype, t.scale[r], kb / t.group);
             if (w == DSI_DTYPE_E4M3) scale = dsi_e4m3_scale(t.w[r] + kb, left, scale);
             DSI_UNROLL
             for (int i = 0; i < rows; i++) {
@@ -98,15 +109,16 @@ DSI_INLINE void dsi_tile_run(const dsi_tile *tile, int64_t k, int rows, dsi_dtyp
 
 /* dsi_tile_run for a number of rows not known beforehand; x[] is padded, so 3 may run as 4. */
 DSI_INLINE void dsi_tile_run_rows(const dsi_tile *t, int64_t k, int64_t rows, dsi_dtype w,
-                                  dsi_dtype x, bool scaled, int64_t next_tile) {
+                                  dsi_dtype x, int64_t block, int64_t next_tile) {
+    const bool scaled = dsi_is_scaled(w);
     if (rows == 1)
-        dsi_tile_run(t, k, 1, w, x, scaled, next_tile);
+        dsi_tile_run(t, k, 1, w, x, block, scaled, next_tile);
     else if (rows == 2)
-        dsi_tile_run(t, k, 2, w, x, scaled, next_tile);
+        dsi_tile_run(t, k, 2, w, x, block, scaled, next_tile);
     else if (rows <= 4 && DSI_TILE_M > 4)
-        dsi_tile_run(t, k, 4, w, x, scaled, next_tile);
+        dsi_tile_run(t, k, 4, w, x, block, scaled, next_tile);
     else
-        dsi_tile_run(t, k, DSI_TILE_M, w, x, scaled, next_tile);
+        dsi_tile_run(t, k, DSI_TILE_M, w, x, block, scaled, next_tile);
 }
 
 /* Points x[] at column k of rows i.. of the call and returns how many of them are rows of it; the
@@ -130,20 +142,28 @@ DSI_INLINE void dsi_tile_finish(const dsi_matmul_args *a, const float *total, in
                 dsi_sum_lanes(dsi_sum_load(total + (j * DSI_TILE_N + r) * DSI_LANES));
 }
 
-DSI_INLINE void dsi_matmul_direct(const dsi_matmul_args *a, dsi_dtype w, dsi_dtype x) {
+/* The scales of a weight row, from column 0 on. */
+DSI_INLINE const uint8_t *dsi_tile_scales(const dsi_matmul_args *a, int64_t row, dsi_dtype w) {
+    const uint8_t *scale = a->scale;
+    if (w == DSI_DTYPE_E4M3) return scale + row / DSI_BLOCK * a->scale_stride * 4;
+    return scale + row / a->group_n * a->scale_stride * dsi_element_bytes(a->scale_dtype);
+}
+
+DSI_INLINE void dsi_matmul_direct(const dsi_matmul_args *a, dsi_dtype w, dsi_dtype x,
+                                  int64_t block) {
     _Alignas(64) float total[DSI_TILE_FLOATS];
-    const int64_t next_tile = (DSI_TILE_N * a->w_stride - a->k) * dsi_element_bytes(w);
+    const int64_t next_tile = dsi_row_bytes(w, DSI_TILE_N * a->w_stride) - dsi_row_bytes(w, a->k);
     for (int64_t n = a->n0; n < a->n1; n += DSI_TILE_N) {
-        dsi_tile t = {.total = total};
+        dsi_tile t = {.total = total, .scale_dtype = a->scale_dtype, .group = a->group_k};
         for (int64_t r = 0; r < DSI_TILE_N; r++) {
             int64_t row = dsi_min(n + r, a->n1 - 1);
-            t.w[r] = a->w + row * a->w_stride * dsi_element_bytes(w);
-            if (w == DSI_DTYPE_E4M3) t.scale[r] = a->scale + row / DSI_BLOCK * a->scale_stride;
+            t.w[r] = a->w + dsi_row_bytes(w, row * a->w_stride);
+            if (dsi_is_scaled(w)) t.scale[r] = dsi_tile_scales(a, row, w);
         }
         for (int64_t i = 0; i < a->m; i += DSI_TILE_M) {
             int64_t rows = dsi_tile_set_x(&t, a, i, 0, x);
             memset(total, 0, sizeof total);
-            dsi_tile_run_rows(&t, a->k, rows, w, x, w == DSI_DTYPE_E4M3, next_tile);
+            dsi_tile_run_rows(&t, a->k, rows, w, x, block, next_tile);
             dsi_tile_finish(a, total, i, rows, n);
         }
     }
@@ -151,41 +171,44 @@ DSI_INLINE void dsi_matmul_direct(const dsi_matmul_args *a, dsi_dtype w, dsi_dty
 
 /* Decodes columns [k, k + columns) of `n_rows` weight rows from n on; scales [row][block]. */
 DSI_INLINE void dsi_panel_decode(const dsi_matmul_args *a, int64_t n, int64_t n_rows, int64_t k,
-                                 int64_t columns, dsi_dtype w, uint8_t *panel, float *scales) {
+                                 int64_t columns, dsi_dtype w, int64_t block, uint8_t *panel,
+                                 float *scales) {
     for (int64_t r = 0; r < n_rows; r++) {
-        const uint8_t *from = a->w + ((n + r) * a->w_stride + k) * dsi_element_bytes(w);
+        const uint8_t *from = a->w + dsi_row_bytes(w, (n + r) * a->w_stride + k);
         uint8_t *to = panel + r * DSI_PANEL_K * dsi_element_bytes(DSI_PANEL_DTYPE);
         int64_t c = 0;
-        for (int64_t b = 0; b < DSI_PANEL_K * dsi_element_bytes(w); b += 64)
-            _mm_prefetch((const char *)((uintptr_t)from +
-                                        (uintptr_t)(DSI_PANEL_K * dsi_element_bytes(w) + b)),
-                         _MM_HINT_T1);
+        for (int64_t b = 0; b < dsi_row_bytes(w, DSI_PANEL_K); b += 64)
+            _mm_prefetch(
+                (const char *)((uintptr_t)from + (uintptr_t)(dsi_row_bytes(w, DSI_PANEL_K) + b)),
+                _MM_HINT_T1);
         for (; c + DSI_CHUNK <= columns; c += DSI_CHUNK)
             dsi_chunk_store(to + c * dsi_element_bytes(DSI_PANEL_DTYPE),
-                            dsi_chunk_load(w, from + c * dsi_element_bytes(w), DSI_CHUNK));
+                            dsi_chunk_load(w, from + dsi_row_bytes(w, c), DSI_CHUNK));
         if (c < columns)
             dsi_chunk_store(to + c * dsi_element_bytes(DSI_PANEL_DTYPE),
-                            dsi_chunk_load(w, from + c * dsi_element_bytes(w), columns - c));
-        if (w != DSI_DTYPE_E4M3) continue;
-        const float *scale = a->scale + (n + r) / DSI_BLOCK * a->scale_stride + k / DSI_BLOCK;
-        for (int64_t kb = 0; kb < columns; kb += DSI_BLOCK)
-            scales[r * DSI_PANEL_BLOCKS + kb / DSI_BLOCK] =
-                dsi_e4m3_scale(from + kb, dsi_min(DSI_BLOCK, columns - kb), scale[kb / DSI_BLOCK]);
+                            dsi_chunk_load(w, from + dsi_row_bytes(w, c), columns - c));
+        if (!dsi_is_scaled(w)) continue;
+        const uint8_t *scale = dsi_tile_scales(a, n + r, w);
+        for (int64_t kb = 0; kb < columns; kb += block)
+            scales[r * DSI_PANEL_BLOCKS + kb / block] =
+                w == DSI_DTYPE_E4M3 ? dsi_e4m3_scale(from + kb, dsi_min(DSI_BLOCK, columns - kb),
+                                                     dsi_load_f32(scale, (k + kb) / DSI_BLOCK))
+                                    : dsi_load_scale(a->scale_dtype, scale, (k + kb) / a->group_k);
     }
 }
 
 /* Outputs of weight rows [n, n + n_rows) and activation rows [m0, m1): panel after panel along K.
  * totals: [tile of activation rows][tile of weight rows][DSI_TILE_FLOATS]. */
 DSI_INLINE void dsi_matmul_panel(const dsi_matmul_args *a, int64_t n, int64_t n_rows, int64_t m0,
-                                 int64_t m1, dsi_dtype w, dsi_dtype x, uint8_t *panel,
-                                 float *totals) {
+                                 int64_t m1, dsi_dtype w, dsi_dtype x, int64_t block,
+                                 uint8_t *panel, float *totals) {
     float scales[DSI_PANEL_N * DSI_PANEL_BLOCKS];
     const int64_t tiles_m = (m1 - m0 + DSI_TILE_M - 1) / DSI_TILE_M;
     const int64_t tiles_n = (n_rows + DSI_TILE_N - 1) / DSI_TILE_N;
     memset(totals, 0, (size_t)(tiles_m * tiles_n * DSI_TILE_FLOATS) * sizeof *totals);
     for (int64_t k = 0; k < a->k; k += DSI_PANEL_K) {
         int64_t columns = dsi_min(DSI_PANEL_K, a->k - k);
-        dsi_panel_decode(a, n, n_rows, k, columns, w, panel, scales);
+        dsi_panel_decode(a, n, n_rows, k, columns, w, block, panel, scales);
         for (int64_t i = 0; i < tiles_m; i++) {
             dsi_tile t;
             dsi_tile_set_x(&t, a, m0 + i * DSI_TILE_M, k, x);
@@ -193,10 +216,11 @@ DSI_INLINE void dsi_matmul_panel(const dsi_matmul_args *a, int64_t n, int64_t n_
                 for (int64_t r = 0; r < DSI_TILE_N; r++) {
                     int64_t row = dsi_min(j * DSI_TILE_N + r, n_rows - 1);
                     t.w[r] = panel + row * DSI_PANEL_K * dsi_element_bytes(DSI_PANEL_DTYPE);
-                    t.scale[r] = scales + row * DSI_PANEL_BLOCKS;
+                    t.scale[r] = (const uint8_t *)(scales + row * DSI_PANEL_BLOCKS);
                 }
                 t.total = totals + (i * tiles_n + j) * DSI_TILE_FLOATS;
-                dsi_tile_run(&t, columns, DSI_TILE_M, DSI_PANEL_DTYPE, x, w == DSI_DTYPE_E4M3, 0);
+                dsi_tile_run(&t, columns, DSI_TILE_M, DSI_PANEL_DTYPE, x, block, dsi_is_scaled(w),
+                             0);
             }
         }
     }
@@ -206,10 +230,10 @@ DSI_INLINE void dsi_matmul_panel(const dsi_matmul_args *a, int64_t n, int64_t n_
                             dsi_min(DSI_TILE_M, m1 - m0 - i * DSI_TILE_M), n + j * DSI_TILE_N);
 }
 
-/* The matmul of weights of type w and activations of type x, both constants. */
-DSI_INLINE void dsi_matmul_tiles(const dsi_matmul_args *a, dsi_dtype w, dsi_dtype x) {
+DSI_INLINE void dsi_matmul_blocks(const dsi_matmul_args *a, dsi_dtype w, dsi_dtype x,
+                                  int64_t block) {
     if (a->m <= DSI_DIRECT_M || a->k < DSI_PANEL_K) {
-        dsi_matmul_direct(a, w, x);
+        dsi_matmul_direct(a, w, x, block);
         return;
     }
     /* Half of the scratch at most is panel; totals of one activation row take row_bytes. */
@@ -222,7 +246,15 @@ DSI_INLINE void dsi_matmul_tiles(const dsi_matmul_args *a, dsi_dtype w, dsi_dtyp
     for (int64_t n = a->n0; n < a->n1; n += DSI_PANEL_N)
         for (int64_t i = 0; i < a->m; i += m_step)
             dsi_matmul_panel(a, n, dsi_min(DSI_PANEL_N, a->n1 - n), i, dsi_min(a->m, i + m_step), w,
-                             x, panel, totals);
+                             x, block, panel, totals);
+}
+
+/* The matmul of weights of type w and activations of type x, both constants. */
+DSI_INLINE void dsi_matmul_tiles(const dsi_matmul_args *a, dsi_dtype w, dsi_dtype x) {
+    if ((w == DSI_DTYPE_I8 || w == DSI_DTYPE_I4) && a->group_k < DSI_BLOCK)
+        dsi_matmul_blocks(a, w, x, DSI_SMALL_BLOCK);
+    else
+        dsi_matmul_blocks(a, w, x, DSI_BLOCK);
 }
 
 #endif

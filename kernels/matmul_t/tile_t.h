@@ -17,11 +17,19 @@ DSI_INLINE dsi_chunk dsi_t_load(dsi_dtype w, const uint8_t *at, int64_t count) {
     return w == DSI_DTYPE_E4M3 ? dsi_chunk_e4m3_nan(at, count) : dsi_chunk_load(w, at, count);
 }
 
-/* Columns [j, j + columns) of `rows` (a constant) rows of y from i on. The columns lie in one scale
- * block: 128 is a multiple of DSI_TILE_T_COLUMNS. */
+/* The multiplier of w[n][j]: one for DSI_CHUNK columns at least. */
+DSI_INLINE float dsi_t_scale(const dsi_matmul_t_args *a, dsi_dtype w, int64_t n, int64_t j) {
+    if (w == DSI_DTYPE_E4M3) /* dsi_chunk_e4m3_nan decodes to value * 2^-8 */
+        return 256.0f * dsi_load_f32(a->scale, n / DSI_BLOCK * a->scale_stride + j / DSI_BLOCK);
+    return dsi_load_scale(a->scale_dtype, a->scale,
+                          n / a->group_n * a->scale_stride + j / a->group_k);
+}
+
+/* Columns [j, j + columns) of `rows` (a constant) rows of y from i on. Of E4M3 the columns lie in
+ * one scale block: 128 is a multiple of DSI_TILE_T_COLUMNS. */
 DSI_INLINE void dsi_tile_t_run(const dsi_matmul_t_args *a, int64_t i, int rows, int64_t j,
                                int64_t columns, dsi_dtype w) {
-    const int64_t bytes = dsi_element_bytes(w);
+    const bool groups = w == DSI_DTYPE_I8 || w == DSI_DTYPE_I4;
     dsi_sum y[DSI_TILE_T_M][DSI_TILE_T_J];
     DSI_UNROLL
     for (int r = 0; r < rows; r++) {
@@ -29,30 +37,32 @@ DSI_INLINE void dsi_tile_t_run(const dsi_matmul_t_args *a, int64_t i, int rows, 
         for (int v = 0; v < DSI_TILE_T_J; v++) y[r][v] = dsi_sum_zero();
     }
     for (int64_t n = a->n0; n < a->n1; n++) {
-        const uint8_t *row = a->w + (n * a->w_stride + j) * bytes;
-        float scale = 1.0f;
+        const uint8_t *row = a->w + dsi_row_bytes(w, n * a->w_stride + j);
+        float scale[DSI_TILE_T_J] = {1.0f};
         dsi_chunk weights[DSI_TILE_T_J];
-        if (w == DSI_DTYPE_E4M3) /* dsi_chunk_e4m3_nan decodes to value * 2^-8 */
-            scale = 256.0f * a->scale[n / DSI_BLOCK * a->scale_stride + j / DSI_BLOCK];
+        if (w == DSI_DTYPE_E4M3) scale[0] = dsi_t_scale(a, w, n, j);
+        DSI_UNROLL
+        for (int v = 0; groups && v < DSI_TILE_T_J; v++)
+            if (columns > v * DSI_CHUNK) scale[v] = dsi_t_scale(a, w, n, j + v * DSI_CHUNK);
         if (columns >= DSI_TILE_T_COLUMNS) {
             DSI_UNROLL
             for (int v = 0; v < DSI_TILE_T_J; v++)
-                weights[v] = dsi_t_load(w, row + v * DSI_CHUNK * bytes, DSI_CHUNK);
+                weights[v] = dsi_t_load(w, row + dsi_row_bytes(w, v * DSI_CHUNK), DSI_CHUNK);
         } else {
             DSI_UNROLL
             for (int v = 0; v < DSI_TILE_T_J; v++) {
                 int64_t count = columns - v * DSI_CHUNK;
-                weights[v] =
-                    count > 0 ? dsi_t_load(w, row + v * DSI_CHUNK * bytes, count) : dsi_sum_zero();
+                weights[v] = count > 0 ? dsi_t_load(w, row + dsi_row_bytes(w, v * DSI_CHUNK), count)
+                                       : dsi_sum_zero();
             }
         }
         DSI_UNROLL
         for (int r = 0; r < rows; r++) {
             float x = a->x[(i + r) * a->x_stride + n - a->n0];
-            if (w == DSI_DTYPE_E4M3) x *= scale;
+            if (w == DSI_DTYPE_E4M3) x *= scale[0];
             DSI_UNROLL
             for (int v = 0; v < DSI_TILE_T_J; v++)
-                y[r][v] = dsi_sum_add_scaled(y[r][v], x, weights[v]);
+                y[r][v] = dsi_sum_add_scaled(y[r][v], groups ? x * scale[v] : x, weights[v]);
         }
     }
     DSI_UNROLL

@@ -71,7 +71,8 @@ static uint32_t choose_isa(const char *want, const dsi_log *log, char *chosen, d
         }
     }
     dsi_fail(error, DSI_E_ARG,
-             "kernels '%s' do not exist; use ref, avx2, avx512, avx512bf16 or amx", want);
+             "kernels '%s' do not exist; use ref, avx2, avx512, avx512vnni, avx512bf16 or amx",
+             want);
     return 0;
 }
 

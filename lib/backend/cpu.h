@@ -81,11 +81,14 @@ static inline int64_t dsi_cpu_round_up(int64_t n, int64_t to) { return (n + to -
 dsi_status dsi_cpu_require(dsi_dev *dev, const dsi_op *op, bool ok, const char *what);
 
 /* Fills the weight side of the arguments (w, strides, scales, k, scratch) and picks the kernel for
- * x's type; NULL if the weight's type has none. */
+ * x's type (I8: records of quantize_a8 made with dsi_cpu_a8_group(w)); NULL if the weight's type
+ * has none. */
 dsi_matmul_fn dsi_cpu_matmul(const dsi_dev *dev, const dsi_tensor *w, dsi_dtype x_dtype,
                              dsi_matmul_args *args);
 dsi_matmul_t_fn dsi_cpu_matmul_t(const dsi_dev *dev, const dsi_tensor *w, dsi_matmul_t_args *args);
 bool dsi_cpu_weight_ok(const dsi_tensor *w);
+/* Columns that share a multiplier in records for these I8 or I4 weights. */
+int64_t dsi_cpu_a8_group(const dsi_tensor *w);
 
 /* ---- Walking a batch */
 

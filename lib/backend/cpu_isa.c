@@ -7,11 +7,14 @@
 enum { LEVEL_WARN = 1 }; /* DSI_LOG_WARN of dsinfer.h, which back-ends do not include */
 
 #define UP_TO_AVX512 (DSI_ISA_AVX512 | DSI_ISA_AVX2 | DSI_ISA_REF)
+/* No CPU has the BF16 instructions without VNNI. */
+#define UP_TO_VNNI (DSI_ISA_AVX512VNNI | UP_TO_AVX512)
 
 const dsi_cpu_set *dsi_cpu_sets(uint32_t *n) {
     static const dsi_cpu_set sets[] = {
-        {"amx", DSI_ISA_AMX | DSI_ISA_AVX512BF16 | UP_TO_AVX512},
-        {"avx512bf16", DSI_ISA_AVX512BF16 | UP_TO_AVX512},
+        {"amx", DSI_ISA_AMX | DSI_ISA_AVX512BF16 | UP_TO_VNNI},
+        {"avx512bf16", DSI_ISA_AVX512BF16 | UP_TO_VNNI},
+        {"avx512vnni", UP_TO_VNNI},
         {"avx512", UP_TO_AVX512},
         {"avx2", DSI_ISA_AVX2 | DSI_ISA_REF},
         {"ref", DSI_ISA_REF},

@@ -13,7 +13,7 @@ enum { STEP = 16 }; /* elements widened at once */
 dsi_status dsi_cpu_embed_check(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {
     (void)workspace;
     bool ok = op->n_in == 2 && op->n_out == 1 && op->in[0]->dtype == DSI_DTYPE_I32 &&
-              dsi_cpu_weight_ok(op->in[1]) && op->in[1]->dtype != DSI_DTYPE_E4M3 &&
+              dsi_cpu_weight_ok(op->in[1]) && op->in[1]->scale_kind == DSI_SCALE_NONE &&
               op->out[0]->dtype == DSI_DTYPE_F32 && op->out[0]->ne[0] == op->in[1]->ne[0];
     return dsi_cpu_require(dev, op, ok, "the table must be BF16, F16 or F32");
 }

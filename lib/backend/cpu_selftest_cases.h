@@ -38,8 +38,10 @@ void dsi_selftest_same(dsi_selftest *t, float y, float again, const char *what, 
 /* The n elements from `at` on still hold the bytes of dsi_selftest_take. */
 void dsi_selftest_untouched(dsi_selftest *t, const float *at, int64_t n);
 
-/* Element i of an array of E4M3, BF16, F16 or F32; put rounds. */
+/* Element i of an array of E4M3, I8, I4, BF16, F16 or F32; put rounds. */
 static inline double dsi_selftest_get(dsi_dtype dtype, const void *array, int64_t i) {
+    if (dtype == DSI_DTYPE_I8) return ((const int8_t *)array)[i];
+    if (dtype == DSI_DTYPE_I4) return dsi_load_i4(array, i);
     if (dtype == DSI_DTYPE_E4M3) return (double)dsi_e4m3_to_f32(((const uint8_t *)array)[i]);
     if (dtype == DSI_DTYPE_F32) return (double)dsi_load_f32(array, i);
     uint16_t half = dsi_load_u16(array, i);
@@ -47,19 +49,32 @@ static inline double dsi_selftest_get(dsi_dtype dtype, const void *array, int64_
 }
 static inline void dsi_selftest_put(dsi_dtype dtype, void *array, int64_t i, double value) {
     float f32 = (float)value;
+    if (dtype == DSI_DTYPE_I4) {
+        uint8_t *pair = (uint8_t *)array + i / 2;
+        int shift = (int)(i % 2) * 4, code = (int)fmin(fmax(value, -8), 7) + 8;
+        *pair = (uint8_t)((*pair & ~(15 << shift)) | code << shift);
+        return;
+    }
     uint8_t *to = (uint8_t *)array + i * dsi_element_bytes(dtype);
     uint16_t half = dtype == DSI_DTYPE_BF16 ? dsi_f32_to_bf16(f32) : dsi_f32_to_f16(f32);
-    if (dtype == DSI_DTYPE_E4M3)
+    if (dtype == DSI_DTYPE_I8)
+        *to = (uint8_t)(int)fmin(fmax(value, -128), 127);
+    else if (dtype == DSI_DTYPE_E4M3)
         *to = dsi_f32_to_e4m3(f32);
     else if (dtype == DSI_DTYPE_F32)
         memcpy(to, &f32, sizeof f32);
     else
         memcpy(to, &half, sizeof half);
 }
-/* The type whose name ("fp8", "bf16", "f16", "f32") `text` begins with. */
+static inline bool dsi_selftest_is_whole(dsi_dtype dtype) {
+    return dtype == DSI_DTYPE_I8 || dtype == DSI_DTYPE_I4;
+}
+/* The type whose name ("fp8", "bf16", "f16", "f32", "i8", "i4") `text` begins with. */
 static inline dsi_dtype dsi_selftest_dtype(const char *text) {
     if (strncmp(text, "fp8", 3) == 0) return DSI_DTYPE_E4M3;
     if (strncmp(text, "bf16", 4) == 0) return DSI_DTYPE_BF16;
+    if (strncmp(text, "i8", 2) == 0) return DSI_DTYPE_I8;
+    if (strncmp(text, "i4", 2) == 0) return DSI_DTYPE_I4;
     return strncmp(text, "f16", 3) == 0 ? DSI_DTYPE_F16 : DSI_DTYPE_F32;
 }
 
@@ -70,6 +85,7 @@ void dsi_selftest_attend(dsi_selftest *t);
 void dsi_selftest_rms_norm(dsi_selftest *t);
 void dsi_selftest_swiglu(dsi_selftest *t);
 void dsi_selftest_cast(dsi_selftest *t);
+void dsi_selftest_quantize(dsi_selftest *t);
 void dsi_selftest_rope(dsi_selftest *t);
 void dsi_selftest_route(dsi_selftest *t);
 

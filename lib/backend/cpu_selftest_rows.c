@@ -167,6 +167,33 @@ void dsi_selftest_cast(dsi_selftest *t) {
     }
 }
 
+/* ---- quantize_a8 ----------------------------------------------------------------------------- */
+
+/* Four groups: plain with ties, zero, below what counts, not finite. */
+void dsi_selftest_quantize(dsi_selftest *t) {
+    enum { K = 3 * DSI_BLOCK + 41 };
+    const bool bf16 = strstr(t->line->stem, "bf16") != NULL;
+    const dsi_dtype dtype = bf16 ? DSI_DTYPE_BF16 : DSI_DTYPE_F32;
+    for (int n = 0; n < 4; n++) {
+        const int64_t group = n % 2 ? K : DSI_BLOCK;
+        dsi_selftest_case(t, "k=%d group=%lld, %s", K, (long long)group, n / 2 ? "odd" : "plain");
+        void *x = dsi_selftest_take(t, K * 4);
+        for (int64_t i = 0; i < K; i++) {
+            double value = i < DSI_BLOCK ? floor(dsi_selftest_uniform(t) * 126) + 0.5 : 0;
+            if (n / 2 == 0 || i >= 3 * DSI_BLOCK) value = i == 0 ? 127 : value + (i % 7 == 3);
+            if (n / 2 && i / DSI_BLOCK == 2) value = 0x1p-101;
+            dsi_selftest_put(dtype, x, i, value);
+        }
+        if (n / 2) dsi_selftest_put(dtype, x, K - 1, n == 2 ? NAN : -INFINITY);
+        const int64_t bytes = dsi_a8_bytes(K);
+        uint8_t *y = dsi_selftest_take(t, bytes + 64), *truth = dsi_selftest_take(t, bytes + 64);
+        ((dsi_quantize_fn)t->fn)(x, y, K, group);
+        ((dsi_quantize_fn)t->line->ref)(x, truth, K, group);
+        for (int64_t i = 0; i < bytes + 64; i++)
+            if (y[i] != truth[i]) fail(t, "the bytes of the record", i, 0, y[i], truth[i], 0);
+    }
+}
+
 /* ---- rope, moe_route ------------------------------------------------------------------------- */
 
 void dsi_selftest_rope(dsi_selftest *t) {

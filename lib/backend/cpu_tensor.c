@@ -11,11 +11,28 @@ void *dsi_cpu_at(const dsi_tensor *t, int64_t row, int64_t column) {
 bool dsi_cpu_weight_ok(const dsi_tensor *w) {
     if (!w || w->n_dims != 2 || w->stride[0] != 1) return false;
     if (w->dtype == DSI_DTYPE_E4M3) return w->scale_kind == DSI_SCALE_BLOCK_128;
+    if (w->dtype == DSI_DTYPE_I8 || w->dtype == DSI_DTYPE_I4) {
+        bool group = w->scale_group == 32 || w->scale_group == 64 || w->scale_group == 128;
+        return w->scale_kind == DSI_SCALE_BLOCK_128 || w->scale_kind == DSI_SCALE_CHANNEL ||
+               (w->scale_kind == DSI_SCALE_GROUP && group);
+    }
     return w->dtype == DSI_DTYPE_BF16 || w->dtype == DSI_DTYPE_F16 || w->dtype == DSI_DTYPE_F32;
 }
 
 static const void *scale_data(const dsi_tensor *w) {
     return w->scale ? w->scale->data + w->scale_offset : NULL;
+}
+/* Columns and rows that share a multiplier. */
+static int64_t group_k(const dsi_tensor *w) {
+    if (w->scale_kind == DSI_SCALE_CHANNEL) return w->ne[0] > 0 ? w->ne[0] : 1;
+    return w->scale_kind == DSI_SCALE_GROUP ? w->scale_group : DSI_BLOCK;
+}
+static int64_t group_n(const dsi_tensor *w) {
+    return w->scale_kind == DSI_SCALE_CHANNEL || w->scale_kind == DSI_SCALE_GROUP ? 1 : DSI_BLOCK;
+}
+
+int64_t dsi_cpu_a8_group(const dsi_tensor *w) {
+    return w->scale_kind == DSI_SCALE_CHANNEL ? w->ne[0] : DSI_BLOCK;
 }
 
 dsi_matmul_fn dsi_cpu_matmul(const dsi_dev *dev, const dsi_tensor *w, dsi_dtype x_dtype,
@@ -25,11 +42,22 @@ dsi_matmul_fn dsi_cpu_matmul(const dsi_dev *dev, const dsi_tensor *w, dsi_dtype 
     args->w = dsi_cpu_data(w);
     args->w_stride = w->stride[1];
     args->scale = scale_data(w);
-    args->scale_stride = dsi_ceil_div(w->ne[0], DSI_BLOCK);
+    args->scale_dtype = w->scale_dtype;
+    args->group_n = group_n(w);
+    args->group_k = group_k(w);
+    args->scale_stride = dsi_ceil_div(w->ne[0], args->group_k);
     args->k = w->ne[0];
     switch (w->dtype) {
     case DSI_DTYPE_E4M3:
         return f32 ? k->matmul_fp8_f32 : k->matmul_fp8_bf16;
+    case DSI_DTYPE_I8:
+        args->x_group = dsi_cpu_a8_group(w);
+        if (x_dtype == DSI_DTYPE_I8) return k->matmul_i8_a8;
+        return f32 ? k->matmul_i8_f32 : k->matmul_i8_bf16;
+    case DSI_DTYPE_I4:
+        args->x_group = dsi_cpu_a8_group(w);
+        if (x_dtype == DSI_DTYPE_I8) return k->matmul_i4_a8;
+        return f32 ? k->matmul_i4_f32 : k->matmul_i4_bf16;
     case DSI_DTYPE_BF16:
         return f32 ? k->matmul_bf16_f32 : k->matmul_bf16_bf16;
     case DSI_DTYPE_F16:
@@ -46,11 +74,18 @@ dsi_matmul_t_fn dsi_cpu_matmul_t(const dsi_dev *dev, const dsi_tensor *w, dsi_ma
     args->w = dsi_cpu_data(w);
     args->w_stride = w->stride[1];
     args->scale = scale_data(w);
-    args->scale_stride = dsi_ceil_div(w->ne[0], DSI_BLOCK);
+    args->scale_dtype = w->scale_dtype;
+    args->group_n = group_n(w);
+    args->group_k = group_k(w);
+    args->scale_stride = dsi_ceil_div(w->ne[0], args->group_k);
     args->k = w->ne[0];
     switch (w->dtype) {
     case DSI_DTYPE_E4M3:
         return k->matmul_t_fp8;
+    case DSI_DTYPE_I8:
+        return k->matmul_t_i8;
+    case DSI_DTYPE_I4:
+        return k->matmul_t_i4;
     case DSI_DTYPE_BF16:
         return k->matmul_t_bf16;
     case DSI_DTYPE_F16:

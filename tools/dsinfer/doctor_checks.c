@@ -124,9 +124,10 @@ static void check_kernel_set(doctor_report *r) {
     const doctor_facts *f = r->facts;
     bool vector = (f->isa & ~(uint32_t)DSI_ISA_REF) != 0;
     doctor_line *line =
-        doctor_add(r, "kernels", vector ? DOCTOR_OK : DOCTOR_WARN, "%s; %s%s%s%s%s", f->kernels,
+        doctor_add(r, "kernels", vector ? DOCTOR_OK : DOCTOR_WARN, "%s; %s%s%s%s%s%s", f->kernels,
                    doctor_tr(r, "this CPU has ref", "本机支持 ref"),
                    f->isa & DSI_ISA_AVX2 ? ", avx2" : "", f->isa & DSI_ISA_AVX512 ? ", avx512" : "",
+                   f->isa & DSI_ISA_AVX512VNNI ? ", avx512vnni" : "",
                    f->isa & DSI_ISA_AVX512BF16 ? ", avx512bf16" : "",
                    f->isa & DSI_ISA_AMX ? ", amx" : "");
     if (vector) return;

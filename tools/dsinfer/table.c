@@ -71,7 +71,7 @@ const cli_option cli_option_table[] = {
     {"attention", 0, CLI_INDEX, CLI_PLANS, CLI_ANY, FIELD(attention), 0, 0, "FORM",
      "auto|absorbed|expanded", "form of MLA", "MLA 的计算形式"},
     {"kernels", 0, CLI_WORD, CLI_PLANS, CLI_ANY, FIELD(kernels), 0, 0, "ISA",
-     "ref|avx2|avx512|avx512bf16|amx", "kernels (default: best)", "计算内核（默认最优）"},
+     "ref|avx2|avx512|avx512vnni|avx512bf16|amx", "kernels (default: best)", "计算内核（默认最优）"},
     {"threads", 0, CLI_U32, CLI_READS, CLI_ANY, FIELD(threads), 1, 1024, "N", NULL,
      "threads (default: one per CPU)", "线程数（默认每个 CPU 一个）"},
     {"max-memory", 0, CLI_SIZE, CLI_COMPUTES | CLI_TOKENIZE, 0, FIELD(max_memory), 0, 0, "SIZE",

@@ -1,0 +1,67 @@
+/* model.h: what the files of `dsi-bench model` share. */
+#ifndef DSI_BENCH_MODEL_H
+#define DSI_BENCH_MODEL_H
+
+#include "bench.h"
+
+enum { MODEL_BATCH = 64, MODEL_SIDES = 2, MODEL_ROWS = 1024 };
+
+/* An engine on the checkpoint, and its sessions. */
+typedef struct model_side {
+    const char *mode; /* "exact", "fast" */
+    dsi_engine *engine;
+    dsi_session *sessions[MODEL_BATCH];
+    dsi_memory_plan plan;
+    double open_seconds;
+} model_side;
+
+/* One measurement: a prompt in session 0, or steps in which `batch` sessions decode together. */
+typedef struct model_row {
+    const char *mode;
+    bool is_decode;
+    uint32_t tokens, depth, batch; /* of the prompt, or steps; context before; sessions */
+    double tps;                    /* tokens a second, all sessions together */
+    double p50, p90, p99;          /* seconds of a step; of a whole prompt if it is one */
+    double first_token_seconds;    /* prompts: to the first sampled token, the median */
+    double gflops;                 /* prompts: of the weight matrices, attention not counted */
+    uint64_t n_bytes_step;         /* decode: weights that one step reads, by their tensors */
+    double gbs, kv_gbs;            /* decode: those, and the cache of all sessions, a second */
+    bench_limits limits;           /* measured between its steps */
+    double experts;                /* decode: distinct experts chosen in a layer, the mean */
+} model_row;
+
+typedef struct model_run {
+    const bench_options *options;
+    dsi_model *model;
+    dsi_model_info info;
+    model_side sides[MODEL_SIDES];
+    uint32_t n_sides;
+    uint64_t random;
+    bench_yardstick *yardstick;
+    bench_limits limits;
+    double *seconds; /* [MODEL_SIDES][room] of the steps of a measurement */
+    uint32_t room;
+    model_row rows[MODEL_ROWS];
+    uint32_t n_rows;
+    const char *what; /* that failed */
+} model_run;
+
+/* model_work.c. Every function leaves an error's message where dsi_last_error finds it. */
+dsi_status model_append_random(model_run *r, dsi_session *session, uint32_t n_tokens);
+/* Steps until nothing is queued in the first n sessions; `what` (may be NULL) for the progress. */
+dsi_status model_drain(model_side *side, uint32_t n_sessions, const char *what);
+/* Session `index` holds `depth` computed tokens, no more. */
+dsi_status model_fill(model_run *r, model_side *side, uint32_t index, uint32_t depth);
+/* Replays the last n_steps tokens of `batch` sessions, which end with them, and counts the distinct
+ * experts of each step and layer: *experts is the mean, *bytes what a step read of weights. */
+dsi_status model_count_experts(model_run *r, model_side *side, uint32_t batch, uint32_t n_steps,
+                               double *experts, uint64_t *bytes);
+/* Bytes of the KV cache of one token, as the engine stores it. */
+uint64_t model_kv_bytes(const model_side *side);
+/* Parameters of the head, which a prompt needs for its last row only. */
+uint64_t model_head_params(const model_run *r);
+
+/* model_report.c */
+void model_report(const model_run *r);
+
+#endif
