@@ -45,6 +45,7 @@ static const char help[] =
     "  --repeat N         model: timed prompts of each length (default 1)\n"
     "  --chunk N          model: prompt tokens per step (default 256)\n"
     "  --kernels ISA      model: as dsinfer run (default: the best)\n"
+    "  --activations TYPE model: bf16, f32 or a8 (default bf16)\n"
     "\n"
     "A LIST is numbers and commas: 1,4,8.\n";
 
@@ -124,7 +125,7 @@ static bool read_list(const char *name, const char *text, bench_list *list) {
 }
 
 enum { OUT = 256, PRESET, DTYPE, SEED, PREFILL, DECODE, DEPTH, BATCH, CHUNK, KERNELS, THREADS };
-enum { FILL = 300, STEM, ISA, M, ROUNDS, REPEAT, MD, CSV };
+enum { FILL = 300, ACTIVATIONS, STEM, ISA, M, ROUNDS, REPEAT, MD, CSV };
 static const struct option long_options[] = {{"out", required_argument, NULL, OUT},
                                              {"preset", required_argument, NULL, PRESET},
                                              {"dtype", required_argument, NULL, DTYPE},
@@ -138,6 +139,7 @@ static const struct option long_options[] = {{"out", required_argument, NULL, OU
                                              {"repeat", required_argument, NULL, REPEAT},
                                              {"chunk", required_argument, NULL, CHUNK},
                                              {"kernels", required_argument, NULL, KERNELS},
+                                             {"activations", required_argument, NULL, ACTIVATIONS},
                                              {"threads", required_argument, NULL, THREADS},
                                              {"stem", required_argument, NULL, STEM},
                                              {"isa", required_argument, NULL, ISA},
@@ -159,6 +161,8 @@ static const char **text_option(bench_options *o, int letter) {
         return &o->dtype;
     case KERNELS:
         return &o->kernels;
+    case ACTIVATIONS:
+        return &o->activations;
     case FILL:
         return &o->fill;
     case STEM:

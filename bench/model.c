@@ -11,6 +11,14 @@ enum { STEPS_BETWEEN_LIMITS = 6, WARM_TOKENS = 64 };
 
 /* ---- Open ------------------------------------------------------------------------------------ */
 
+/* UINT32_MAX: no such type. */
+static uint32_t activations_of(const char *name) {
+    static const char *const names[] = {"bf16", "f32", "a8"};
+    for (uint32_t i = 0; i < 3; i++)
+        if (strcmp(name, names[i]) == 0) return i;
+    return UINT32_MAX;
+}
+
 static dsi_engine_options engine_options(const model_run *r) {
     const bench_options *o = r->options;
     uint32_t prefill = bench_largest(&o->prefill), depth = bench_largest(&o->depth);
@@ -19,6 +27,7 @@ static dsi_engine_options engine_options(const model_run *r) {
     dsi_engine_options_init(&e);
     e.n_threads = o->threads;
     e.kernels = o->kernels;
+    e.activations = o->activations ? activations_of(o->activations) : DSI_ACTIVATIONS_BF16;
     e.max_sessions = batch;
     e.max_context = depth + (prefill > tail ? prefill : tail);
     if (e.max_context < WARM_TOKENS) e.max_context = WARM_TOKENS;
@@ -211,6 +220,10 @@ static bool usage_ok(const bench_options *o) {
     if (!o->model) bench_say("model needs -m DIR, the checkpoint folder");
     if (strcmp(o->fill, "copy") != 0 && strcmp(o->fill, "compute") != 0) {
         bench_say("--fill is \"%s\"; it may be copy or compute", o->fill);
+        return false;
+    }
+    if (o->activations && activations_of(o->activations) == UINT32_MAX) {
+        bench_say("--activations is \"%s\"; it may be bf16, f32 or a8", o->activations);
         return false;
     }
     for (uint32_t i = 0; i < o->batch.n; i++)
