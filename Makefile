@@ -40,7 +40,7 @@ warnings := -Wall -Wextra -Wpedantic -Wshadow -Wconversion $(WERROR)
 cflags := -std=c11 $(OPTIMIZE) -D_GNU_SOURCE -Iinclude -fPIC -fvisibility=hidden \
           -ffp-contract=off $(warnings) $(sanitize_flags) -MMD -MP $(CFLAGS)
 ldflags := $(sanitize_flags) $(LDFLAGS)
-libs := -lm -lpthread
+libs := -lm -lpthread -ldl
 
 isa_avx2 := -mavx2 -mfma -mf16c
 isa_avx512 := $(isa_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq

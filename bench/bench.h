@@ -42,6 +42,8 @@ uint32_t bench_largest(const bench_list *list);
 
 /* synth.c: writes a checkpoint of a preset's shapes with random weights. */
 int bench_synth(const bench_options *options);
+/* kernels.c: speed of every kernel. */
+int bench_kernels(const bench_options *options);
 /* model.c: prefill and decode speed of a checkpoint. */
 int bench_model(const bench_options *options);
 
@@ -55,6 +57,7 @@ typedef struct bench_limits {
     uint32_t n_threads;
     double read_gbs;                           /* 1e9 bytes a second, all threads together */
     double f32_gflops, bf16_gflops, int8_gops; /* likewise; 0: this CPU has no such instruction */
+    double avx2_gflops;                        /* f32 on vectors of 256 bits */
     double clock_ghz;                          /* of a busy CPU; 0: not known here */
 } bench_limits;
 

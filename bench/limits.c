@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 
 enum { PASSES = 3, ROUNDS = 1000000, MULTIPLIES = 2000000, MULTIPLY_CYCLES = 3 };
-enum { READ, F32, BF16, INT8, CLOCK, N_RATES };
+enum { READ, F32, AVX2, BF16, INT8, CLOCK, N_RATES };
 enum { MOST_ROUNDS = 4096 };
 
 struct bench_yardstick {
@@ -115,6 +115,7 @@ static bench_limits medians(const bench_yardstick *y, const uint32_t *first) {
     return (bench_limits){.n_threads = dsi_pool_size(y->pool),
                           .read_gbs = median[READ],
                           .f32_gflops = median[F32],
+                          .avx2_gflops = median[AVX2],
                           .bf16_gflops = median[BF16],
                           .int8_gops = median[INT8],
                           .clock_ghz = median[CLOCK]};
@@ -137,10 +138,12 @@ static void choose_loops(bench_yardstick *y) {
     uint32_t isa = dsi_isa_detect();
     bool avx512 = isa & DSI_ISA_AVX512;
     y->operations[F32] = avx512 ? 32 : 16;
+    y->operations[AVX2] = 16;
     y->operations[BF16] = 64;
     y->operations[INT8] = 128;
     if (avx512) y->read = limits_read_avx512;
     if (isa & DSI_ISA_AVX2) y->dot[F32] = avx512 ? limits_f32_avx512 : limits_f32_avx2;
+    if (isa & DSI_ISA_AVX2) y->dot[AVX2] = limits_f32_avx2;
     if (isa & DSI_ISA_AVX512BF16) y->dot[BF16] = limits_bf16_avx512bf16;
     if (avx512 && __builtin_cpu_supports("avx512vnni")) y->dot[INT8] = limits_int8_avx512vnni;
 #endif

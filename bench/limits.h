@@ -17,8 +17,9 @@ enum { LIMITS_DOTS_PER_ROUND = 24 };
 #define LIMITS_SUMS(X)                                                                             \
     X(0)                                                                                           \
     X(1)                                                                                           \
-    X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16) X(17) X(18)  \
-        X(19) X(20) X(21) X(22) X(23)
+    X(2)                                                                                           \
+    X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) \
+        X(20) X(21) X(22) X(23)
 float limits_f32_avx2(uint64_t n_rounds);        /* 16 operations each */
 float limits_f32_avx512(uint64_t n_rounds);      /* 32 */
 float limits_bf16_avx512bf16(uint64_t n_rounds); /* 64 */

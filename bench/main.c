@@ -246,8 +246,10 @@ int main(int argc, char **argv) {
     static const struct {
         const char *name;
         int (*run)(const bench_options *options);
-    } commands[] = {
-        {"synth", bench_synth}, {"model", bench_model}, {"limits", bench_limits_command}};
+    } commands[] = {{"synth", bench_synth},
+                    {"model", bench_model},
+                    {"kernels", bench_kernels},
+                    {"limits", bench_limits_command}};
     int code = parse(argc, argv, &o);
     if (code != BENCH_OK) return code;
     for (size_t i = 0; o.command && i < sizeof commands / sizeof commands[0]; i++)

@@ -53,7 +53,7 @@ Name: dsinfer
 Description: DeepSeek mixture-of-experts models inside your own program
 Version: $version
 Libs: -L\${libdir} -ldsinfer
-Libs.private: -lm -lpthread
+Libs.private: -lm -lpthread -ldl
 Cflags: -I\${includedir}
 END
 }

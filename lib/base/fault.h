@@ -32,6 +32,7 @@
     X(CLOSE, "close", EIO)                                                                         \
     X(RENAME, "rename", EACCES)                                                                    \
     X(EVENTFD, "eventfd", EMFILE)                                                                  \
+    X(DLOPEN, "dlopen", ENOENT)                                                                    \
     X(THREAD, "pthread_create", EAGAIN)                                                            \
     X(MUTEX, "pthread_mutex_init", ENOMEM)                                                         \
     X(COND, "pthread_cond_init", ENOMEM)                                                           \

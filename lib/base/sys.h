@@ -125,6 +125,15 @@ void dsi_sys_eventfd_drain(int fd);
 void dsi_sys_eventfd_wait(int fd, double deadline);
 void dsi_sys_close(int fd); /* negative: nothing; leaves errno alone */
 
+/* ---- Libraries that may be there or not (sys_library.c) ---- */
+
+/* The shared library `name`, looked for as the linker does; NULL if it is not there, with why
+ * (`text` of n_bytes, may be NULL). It stays loaded until the process ends: what it left in other
+ * threads may still be used. `was_loaded` (may be NULL): the program had it before. */
+void *dsi_sys_library_open(const char *name, bool *was_loaded, char *text, size_t n_bytes);
+/* A symbol of the library or of one that it brought along; NULL if there is none. */
+void *dsi_sys_library_symbol(void *library, const char *name);
+
 /* ---- Threads and the machine (sys_thread.c) ---- */
 
 /* 0 or an errno code. The new thread receives no signals: those stay with the host's threads. */
