@@ -25,7 +25,9 @@ typedef struct kernel_case {
     const dsi_kernel_line *line;
     char shape[64];
     uint32_t peak;
-    int64_t m, n, k;          /* matmul, matmul_t */
+    int64_t m, n, k;                  /* matmul, matmul_t */
+    dsi_matmul_args args;             /* the same for all threads: x, scales and their groups */
+    int64_t x_row_bytes, scale_bytes; /* of a row of x; of the scales of one matrix */
     double bytes, operations; /* of one turn: weights or cache from memory (0: all is in a cache);
                                  a multiply and an add are two */
     int turns;                /* of one timed run */
@@ -42,10 +44,10 @@ typedef struct kernel_case {
 /* Operands of the cases of one line. */
 typedef struct kernel_data {
     dsi_dtype w_dtype, x_dtype; /* I8 as x: A8 records */
-    uint32_t scale_kind;
+    bool a8;                    /* x is records of quantize_a8 */
     int64_t copies, copy_bytes; /* different weights in turn, more than the caches */
     const uint8_t *w;
-    const float *scale;
+    const void *scale;
     const uint8_t *x;
     uint8_t *own[DSI_POOL_MAX_THREADS]; /* each thread's: results, scratch, y and scratch of a
                                            library */

@@ -7,7 +7,6 @@
 
 enum { HIDDEN = 7168, EXPERT = 2048, HEADS = 128, NOPE = 128, ROPE = 64, RANK = 512 };
 enum { DECODE_PAGES = 64, PROMPT_ROWS = 256, PROMPT_PAGES = 20, PROMPT_HEADS = 8 };
-enum { ROWS = 64 };
 
 /* ---- Attention ------------------------------------------------------------------------------- */
 
@@ -135,7 +134,16 @@ static void turn_row(const kernel_case *c, uint32_t thread, uint32_t n_threads, 
         ((dsi_cast_fn)fn)(x, (uint16_t *)(void *)y, c->n);
         break;
     case DSI_KERNEL_rope:
-        ((dsi_rope_fn)fn)(x, d->scale, c->n / 2, 4095, 1);
+        ((dsi_rope_fn)fn)(&(dsi_rope_args){.x = x + NOPE,
+                                           .stride = NOPE + ROPE,
+                                           .n_heads = HEADS,
+                                           .inv_freq = d->scale,
+                                           .half = ROPE / 2,
+                                           .position = 4095,
+                                           .factor = 1});
+        break;
+    case DSI_KERNEL_quantize:
+        ((dsi_quantize_fn)fn)(x, y, c->n, DSI_BLOCK);
         break;
     default:
         break;
@@ -174,9 +182,11 @@ bool kernel_row_cases(kernel_bench *b, const dsi_kernel_line *line) {
         kernel_new_case(b, line, "256 experts, 8 of 4/8 groups")->turn = turn_route;
         return true;
     }
-    int64_t n = line->type == DSI_KERNEL_swiglu ? EXPERT
-                : line->type == DSI_KERNEL_rope ? ROPE
-                                                : HIDDEN;
+    if (line->type == DSI_KERNEL_rope) {
+        kernel_new_case(b, line, "a row of %d heads of %d", HEADS, ROPE)->turn = turn_row;
+        return true;
+    }
+    int64_t n = line->type == DSI_KERNEL_swiglu ? EXPERT : HIDDEN;
     kernel_case *c = kernel_new_case(b, line, "a row of %lld", (long long)n);
     c->turn = turn_row;
     c->n = n;

@@ -76,26 +76,20 @@ static dsi_dtype named(const char *text) {
 
 /* ---- A turn ---------------------------------------------------------------------------------- */
 
-static const uint8_t *weights_of(const kernel_data *d, int64_t number) {
-    return d->w + number % d->copies * d->copy_bytes;
-}
-
-static dsi_matmul_args product_args(const kernel_case *c, const uint8_t *w, uint8_t *own) {
+/* Of matrix `number`, with a thread's own memory. */
+static dsi_matmul_args product_args(const kernel_case *c, int64_t number, uint8_t *own) {
     const kernel_data *d = c->data;
-    return (dsi_matmul_args){.x = d->x,
-                             .x_stride = c->k,
-                             .w = w,
-                             .w_stride = c->k,
-                             .scale = d->scale,
-                             .scale_stride = (c->k + DSI_BLOCK - 1) / DSI_BLOCK,
-                             .y = (float *)(void *)own,
-                             .k = c->k,
-                             .scratch = own + OWN_RESULTS};
+    dsi_matmul_args a = c->args;
+    a.w = d->w + number % d->copies * d->copy_bytes;
+    a.scale = (const uint8_t *)a.scale + number % d->copies * c->scale_bytes;
+    a.y = (float *)(void *)own;
+    a.scratch = own + OWN_RESULTS;
+    return a;
 }
 
 static void turn_matmul(const kernel_case *c, uint32_t thread, uint32_t n_threads, int64_t number) {
     const kernel_data *d = c->data;
-    dsi_matmul_args a = product_args(c, weights_of(d, number), d->own[thread]);
+    dsi_matmul_args a = product_args(c, number, d->own[thread]);
     int64_t columns = MANY_ROWS_COLUMNS, row_bytes = bytes_of(d->w_dtype, c->k);
     if (c->m <= KERNEL_FEW_ROWS) {
         columns = FEW_ROWS_BYTES / row_bytes / 16 * 16;
@@ -109,7 +103,7 @@ static void turn_matmul(const kernel_case *c, uint32_t thread, uint32_t n_thread
             a.n0 = n;
             a.n1 = n + columns < (int64_t)n1 ? n + columns : (int64_t)n1;
             a.y_stride = a.n1 - a.n0;
-            a.x = d->x + r * bytes_of(d->x_dtype, c->k);
+            a.x = (const uint8_t *)c->args.x + r * c->x_row_bytes;
             a.m = c->m - r < KERNEL_ROWS_AT_ONCE ? c->m - r : KERNEL_ROWS_AT_ONCE;
             ((dsi_matmul_fn)c->line->fn)(&a);
         }
@@ -119,15 +113,13 @@ static void turn_matmul(const kernel_case *c, uint32_t thread, uint32_t n_thread
 static void turn_matmul_t(const kernel_case *c, uint32_t thread, uint32_t n_threads,
                           int64_t number) {
     const kernel_data *d = c->data;
-    dsi_matmul_args a = product_args(c, weights_of(d, number), d->own[thread]);
+    dsi_matmul_args a = product_args(c, number, d->own[thread]);
     uint64_t h0, h1;
     dsi_pool_share(HEADS, 1, thread, n_threads, &h0, &h1);
     a.x_stride = NOPE, a.y_stride = RANK, a.m = c->m;
     for (uint64_t h = h0; h < h1; h++) {
         a.n0 = (int64_t)h * NOPE, a.n1 = a.n0 + NOPE;
         dsi_matmul_t_args t = dsi_matmul_t_of(&a);
-        t.w += a.n0 * bytes_of(d->w_dtype, c->k);
-        t.n0 = 0, t.n1 = NOPE;
         ((dsi_matmul_t_fn)c->line->fn)(&t);
     }
 }
@@ -232,7 +224,7 @@ void kernel_drop_cases(kernel_bench *b) {
 
 static uint32_t peak_of(const dsi_kernel_line *line, dsi_dtype x) {
     if (line->isa == DSI_ISA_REF) return PEAK_NONE;
-    if (x == DSI_DTYPE_I8) return line->isa == DSI_ISA_AVX2 ? PEAK_NONE : PEAK_INT8;
+    if (x == DSI_DTYPE_I8) return PEAK_INT8;
     if (line->isa == DSI_ISA_AVX2) return PEAK_AVX2;
     return line->isa == DSI_ISA_AVX512 || x == DSI_DTYPE_F32 ? PEAK_F32 : PEAK_BF16;
 }
@@ -246,14 +238,68 @@ static bool is_best(const dsi_kernel_line *line) {
     return false;
 }
 
+/* How the weights of a case are scaled; names NULL: the format has one way. */
+typedef struct scaling {
+    const char *name;
+    int64_t group_n, group_k; /* 0: none; ROW: the whole row */
+} scaling;
+enum { ROW = 1 << 20 };
+
+static const scaling *scalings_of(dsi_dtype dtype, int *n) {
+    static const scaling none[] = {{NULL, 0, 0}}, fp8[] = {{NULL, DSI_BLOCK, DSI_BLOCK}};
+    static const scaling i8[] = {{"by row", 1, ROW}, {"by block", DSI_BLOCK, DSI_BLOCK}};
+    static const scaling i4[] = {{"by 128", 1, 128}, {"by 32", 1, 32}};
+    *n = dtype == DSI_DTYPE_I8 || dtype == DSI_DTYPE_I4 ? 2 : 1;
+    return dtype == DSI_DTYPE_I8     ? i8
+           : dtype == DSI_DTYPE_I4   ? i4
+           : dtype == DSI_DTYPE_E4M3 ? fp8
+                                     : none;
+}
+
+/* Fills what all calls of a case share; `x` rows of k values. */
+static bool set_args(kernel_bench *b, kernel_case *c, const scaling *by) {
+    kernel_data *d = &b->data;
+    int64_t group_k = by->group_k < c->k ? by->group_k : c->k;
+    dsi_dtype dtype = d->w_dtype == DSI_DTYPE_E4M3 ? DSI_DTYPE_F32 : DSI_DTYPE_BF16;
+    c->args = (dsi_matmul_args){.x = d->x,
+                                .x_stride = c->k,
+                                .w_stride = c->k,
+                                .scale = d->scale,
+                                .scale_dtype = dtype,
+                                .group_n = by->group_n,
+                                .group_k = by->group_k < c->k ? by->group_k : c->k,
+                                .k = c->k};
+    c->x_row_bytes = bytes_of(d->x_dtype, c->k);
+    if (by->group_n) {
+        int64_t rows = (c->n + by->group_n - 1) / by->group_n;
+        c->args.scale_stride = (c->k + group_k - 1) / group_k;
+        c->scale_bytes = rows * c->args.scale_stride * dsi_dtype_bytes(dtype);
+        c->args.scale =
+            kernel_numbers(&b->room, dtype, rows * c->args.scale_stride * d->copies, 0.01);
+    }
+    if (!d->a8) return c->args.scale != NULL;
+    /* the records hold a multiplier per 128 columns, or one for the row if the weights do */
+    dsi_kernels kernels;
+    dsi_kernels_select(dsi_isa_detect(), &kernels);
+    int64_t bytes = dsi_a8_bytes(c->k);
+    uint8_t *records = kernel_numbers(&b->room, DSI_DTYPE_I8, c->m * bytes, 0);
+    const float *row = kernel_numbers(&b->room, DSI_DTYPE_F32, c->k, 1);
+    c->args.x_group = by->group_k < c->k ? DSI_BLOCK : c->k;
+    for (int64_t i = 0; records && row && i < c->m; i++)
+        kernels.quantize_a8_f32(row, records + i * bytes, c->k, c->args.x_group);
+    c->args.x = records;
+    c->args.x_stride = c->x_row_bytes = bytes;
+    return records && row && c->args.scale;
+}
+
 /* Weights of `n` values a matrix, and each thread's own room for rows of up to k. */
 static bool set_data(kernel_bench *b, int64_t n, int64_t k, int64_t x_values) {
     kernel_data *d = &b->data;
     d->copy_bytes = bytes_of(d->w_dtype, n);
     d->copies = (int64_t)kernel_cold_bytes() / d->copy_bytes + 1;
     d->w = kernel_numbers(&b->room, d->w_dtype, d->copies * n, 0.1);
-    d->scale = kernel_numbers(&b->room, DSI_DTYPE_F32, n / DSI_BLOCK, 0.01);
     d->x = kernel_numbers(&b->room, d->x_dtype, x_values, 1);
+    d->scale = d->x; /* not read where there are none */
     int64_t columns = HIDDEN / b->n_threads + 1,
             y = (int64_t)bench_largest(&b->options->m) * columns;
     int64_t own = OWN_RESULTS + dsi_matmul_scratch_bytes(k) + LIBRARY_SCRATCH + y * 4 + 4096;
@@ -261,49 +307,60 @@ static bool set_data(kernel_bench *b, int64_t n, int64_t k, int64_t x_values) {
         d->own[t] = kernel_numbers(&b->room, DSI_DTYPE_F32, own / 4, 0);
         if (!d->own[t]) return false;
     }
-    return d->w && d->scale && d->x;
+    return d->w && d->x;
+}
+
+static bool add_product(kernel_bench *b, const dsi_kernel_line *line, const scaling *by, int64_t m,
+                        int64_t n, int64_t k) {
+    kernel_case *c = kernel_new_case(b, line, "%lld x %lld x %lld%s%s", (long long)m, (long long)n,
+                                     (long long)k, by->name ? " " : "", by->name ? by->name : "");
+    if (!c) return true;
+    c->m = m, c->n = n, c->k = k;
+    c->turn = turn_matmul;
+    c->peak = peak_of(line, b->data.x_dtype);
+    if (!set_args(b, c, by)) return false;
+    c->bytes = (double)(b->data.copy_bytes + c->scale_bytes);
+    c->operations = 2.0 * (double)(m * n * k);
+    return !is_best(line) || add_libraries(b, c);
 }
 
 static bool product_cases(kernel_bench *b, const dsi_kernel_line *line) {
     static const int64_t shapes[][2] = {{EXPERT, HIDDEN}, {HIDDEN, EXPERT}};
     const bench_list *m = &b->options->m;
     bool is_ref = line->isa == DSI_ISA_REF;
-    const char *weights = line->stem + strlen("matmul_");
+    const char *weights = line->stem + strlen("matmul_"), *x = strchr(weights, '_') + 1;
     kernel_data *d = &b->data;
+    int n_ways;
     d->w_dtype = named(weights);
-    d->x_dtype = named(strchr(weights, '_') + 1);
+    d->x_dtype = named(x);
+    d->a8 = strcmp(x, "a8") == 0;
+    const scaling *ways = scalings_of(d->w_dtype, &n_ways);
     if (!set_data(b, EXPERT * HIDDEN, HIDDEN, (int64_t)bench_largest(m) * HIDDEN)) return false;
     for (int s = 0; s < (is_ref ? 1 : 2); s++)
-        for (uint32_t i = 0; i < (is_ref ? 1 : m->n); i++) {
-            int64_t n = shapes[s][0], k = shapes[s][1], rows = is_ref ? 1 : m->values[i];
-            kernel_case *c = kernel_new_case(b, line, "%lld x %lld x %lld", (long long)rows,
-                                             (long long)n, (long long)k);
-            if (!c) return true;
-            c->m = rows, c->n = n, c->k = k;
-            c->turn = turn_matmul;
-            c->peak = peak_of(line, d->x_dtype);
-            c->bytes = (double)d->copy_bytes;
-            c->operations = 2.0 * (double)(rows * n * k);
-            if (is_best(line) && !add_libraries(b, c)) return false;
-        }
+        for (int way = 0; way < n_ways; way++)
+            for (uint32_t i = 0; i < (is_ref ? 1 : m->n); i++)
+                if (!add_product(b, line, &ways[way], is_ref ? 1 : m->values[i], shapes[s][0],
+                                 shapes[s][1]))
+                    return false;
     return true;
 }
 
 static bool product_t_cases(kernel_bench *b, const dsi_kernel_line *line) {
     static const int64_t rows[] = {1, 8, 64};
     kernel_data *d = &b->data;
+    int n_ways;
     d->w_dtype = named(line->stem + strlen("matmul_t_"));
     d->x_dtype = DSI_DTYPE_F32;
+    const scaling *way = scalings_of(d->w_dtype, &n_ways);
     if (!set_data(b, HEADS * NOPE * RANK, RANK, 64 * NOPE)) return false;
     for (int i = 0; i < (line->isa == DSI_ISA_REF ? 1 : 3); i++) {
         kernel_case *c = kernel_new_case(b, line, "%lld x %d heads of %d x %d", (long long)rows[i],
                                          HEADS, RANK, NOPE);
         c->m = rows[i], c->n = HEADS * NOPE, c->k = RANK;
         c->turn = turn_matmul_t;
-        c->peak = line->isa == DSI_ISA_REF    ? PEAK_NONE
-                  : line->isa == DSI_ISA_AVX2 ? PEAK_AVX2
-                                              : PEAK_F32;
-        c->bytes = (double)d->copy_bytes;
+        c->peak = peak_of(line, DSI_DTYPE_F32);
+        if (!set_args(b, c, way)) return false;
+        c->bytes = (double)(d->copy_bytes + c->scale_bytes);
         c->operations = 2.0 * (double)(rows[i] * HEADS * NOPE * RANK);
     }
     return true;
@@ -326,11 +383,11 @@ bool kernel_check_shapes(kernel_bench *b, const dsi_kernel_line *line, char *why
     float truth[ROWS * COLUMNS], one[COLUMNS];
     for (uint32_t i = 0; line->type == DSI_KERNEL_matmul && i < b->n_cases; i++) {
         const kernel_case *c = &b->cases[i];
-        if (i > 0 && c->k == c[-1].k) continue;
-        dsi_matmul_args a = product_args(c, b->data.w, b->data.own[0]);
+        if (i + 1 < b->n_cases && c->m < ROWS && c[1].m > c->m) continue; /* one with more rows */
+        dsi_matmul_args a = product_args(c, 0, b->data.own[0]);
         float *y = a.y;
         a.n0 = c->n - COLUMNS, a.n1 = c->n, a.y_stride = COLUMNS;
-        a.m = bench_largest(&b->options->m) < ROWS ? bench_largest(&b->options->m) : ROWS;
+        a.m = c->m < ROWS ? c->m : ROWS;
         ((dsi_matmul_fn)line->fn)(&a);
         dsi_matmul_args r = a;
         r.y = truth;
@@ -338,8 +395,11 @@ bool kernel_check_shapes(kernel_bench *b, const dsi_kernel_line *line, char *why
         r = a;
         r.y = one, r.m = 1;
         ((dsi_matmul_fn)line->fn)(&r);
-        double scale = b->data.w_dtype == DSI_DTYPE_E4M3 ? 0.01 : 1;
-        double bound = line->tolerance * (double)c->k * 0.1 * scale;
+        double largest = b->data.w_dtype == DSI_DTYPE_I8     ? 13 * 0.01
+                         : b->data.w_dtype == DSI_DTYPE_I4   ? 8 * 0.01
+                         : b->data.w_dtype == DSI_DTYPE_E4M3 ? 0.1 * 0.01
+                                                             : 0.1;
+        double bound = line->tolerance * (double)c->k * largest;
         for (int64_t j = 0; j < a.m * COLUMNS; j++) {
             if (fabs((double)y[j] - (double)truth[j]) <= bound && (j >= COLUMNS || y[j] == one[j]))
                 continue;
