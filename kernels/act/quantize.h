@@ -27,7 +27,7 @@ DSI_INLINE void dsi_quantize_row(const uint8_t *from, void *record, int64_t k, i
         const bool finite = bits < 0x7F800000u, some = finite && most >= DSI_A8_LEAST;
         if (some)
             dsi_quantize_some(from + g * dsi_element_bytes(x), n, x, 127.0f / most, q + g);
-        else
+        else if (n > 0) /* it is, which gcc does not see when it builds for a sanitizer */
             memset(q + g, 0, (size_t)n);
         const float value = !finite ? NAN : some ? most / 127.0f : 0;
         for (int64_t b = g / DSI_BLOCK; b * DSI_BLOCK < g + n; b++) multiplier[b] = value;
