@@ -21,7 +21,7 @@ typedef struct bench_list {
 } bench_list;
 
 typedef struct bench_options {
-    const char *command, *out, *preset, *dtype, *model, *kernels, *fill, *stem, *isa;
+    const char *command, *out, *preset, *dtype, *model, *kernels, *fill, *stem, *isa, *gguf;
     const char *activations; /* "bf16", "f32", "a8"; NULL: bf16 */
     uint64_t seed;
     bench_list prefill, depth, batch, m;

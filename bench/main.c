@@ -34,6 +34,8 @@ static const char help[] =
     "  --preset NAME      synth: shapes (default v3-slice)\n"
     "  --dtype TYPE       synth: fp8, bf16, int8 (by row), int8-block, int4 (group 128) or\n"
     "                     int4-g32 (default fp8)\n"
+    "  --gguf TYPE        synth: these weights as one GGUF file for llama.cpp instead: q8_0,\n"
+    "                     q4_0, q4_k or bf16; --out may be the file\n"
     "  --seed N           synth, model: random numbers (default 1)\n"
     "  -m, --model DIR    model: checkpoint folder\n"
     "  --prefill LIST     model: tokens of the timed prompts, at each depth (default 128)\n"
@@ -125,7 +127,7 @@ static bool read_list(const char *name, const char *text, bench_list *list) {
 }
 
 enum { OUT = 256, PRESET, DTYPE, SEED, PREFILL, DECODE, DEPTH, BATCH, CHUNK, KERNELS, THREADS };
-enum { FILL = 300, ACTIVATIONS, STEM, ISA, M, ROUNDS, REPEAT, MD, CSV };
+enum { FILL = 300, ACTIVATIONS, STEM, ISA, M, ROUNDS, REPEAT, MD, CSV, GGUF };
 static const struct option long_options[] = {{"out", required_argument, NULL, OUT},
                                              {"preset", required_argument, NULL, PRESET},
                                              {"dtype", required_argument, NULL, DTYPE},
@@ -147,6 +149,7 @@ static const struct option long_options[] = {{"out", required_argument, NULL, OU
                                              {"rounds", required_argument, NULL, ROUNDS},
                                              {"md", no_argument, NULL, MD},
                                              {"csv", no_argument, NULL, CSV},
+                                             {"gguf", required_argument, NULL, GGUF},
                                              {"json", no_argument, NULL, 'j'},
                                              {"help", no_argument, NULL, 'h'},
                                              {NULL, 0, NULL, 0}};
@@ -169,6 +172,8 @@ static const char **text_option(bench_options *o, int letter) {
         return &o->stem;
     case ISA:
         return &o->isa;
+    case GGUF:
+        return &o->gguf;
     case 'm':
         return &o->model;
     default:

@@ -5,6 +5,7 @@
 #include "../lib/base/pool.h"
 #include "../lib/base/sys.h"
 #include "bench.h"
+#include "gguf.h"
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
@@ -14,8 +15,7 @@
 
 enum {
     TABLE = 1 << 16, /* normal numbers to draw from */
-    CHUNK_BYTES = 16 << 20,
-    PIECE_BYTES = 1 << 16 /* with a generator of its own */
+    CHUNK_BYTES = 16 << 20
 };
 static const uint64_t shard_bytes = UINT64_C(4) << 30;
 
@@ -35,7 +35,8 @@ typedef struct writer {
 
 /* ---- Values --------------------------------------------------------------------------------- */
 
-static double e4m3_value(int code) {
+double synth_e4m3_value(int code) {
+    if (code & 0x80) return -synth_e4m3_value(code & 0x7f);
     int exponent = code >> 3 & 15, fraction = code & 7;
     return exponent ? ldexp(1 + fraction / 8.0, exponent - 7) : ldexp(fraction / 8.0, -6);
 }
@@ -43,7 +44,9 @@ static double e4m3_value(int code) {
 static uint8_t e4m3_nearest(double value) {
     double size = fabs(value);
     int best = 0;
-    while (best < 126 && fabs(e4m3_value(best + 1) - size) <= fabs(e4m3_value(best) - size)) best++;
+    while (best < 126 &&
+           fabs(synth_e4m3_value(best + 1) - size) <= fabs(synth_e4m3_value(best) - size))
+        best++;
     return (uint8_t)(best | (value < 0 ? 0x80 : 0));
 }
 
@@ -121,14 +124,27 @@ static void fill_piece(const writer *w, uint64_t piece, uint8_t *to, uint64_t n_
     }
 }
 
+static void choose_tensor(writer *w, size_t index) {
+    w->tensor = &w->list.tensors[index];
+    w->stream = dsi_mix64(w->options->seed) ^ dsi_mix64(index + 1);
+}
+
 static void fill_chunk(void *context, uint32_t thread, uint32_t n_threads) {
     const writer *w = context;
     uint64_t begin, end;
-    dsi_pool_share(w->n_bytes, PIECE_BYTES, thread, n_threads, &begin, &end);
-    for (uint64_t at = begin; at < end; at += PIECE_BYTES) {
-        uint64_t n = end - at < PIECE_BYTES ? end - at : PIECE_BYTES;
-        fill_piece(w, (w->offset + at) / PIECE_BYTES, w->chunk + at, n);
+    dsi_pool_share(w->n_bytes, SYNTH_PIECE, thread, n_threads, &begin, &end);
+    for (uint64_t at = begin; at < end; at += SYNTH_PIECE) {
+        uint64_t n = end - at < SYNTH_PIECE ? end - at : SYNTH_PIECE;
+        fill_piece(w, (w->offset + at) / SYNTH_PIECE, w->chunk + at, n);
     }
+}
+
+/* For a GGUF: a piece of any tensor, from any thread. */
+static void fill_of(const void *context, size_t index, uint64_t piece, uint8_t *to,
+                    uint64_t n_bytes) {
+    writer w = *(const writer *)context;
+    choose_tensor(&w, index);
+    fill_piece(&w, piece, to, n_bytes);
 }
 
 /* ---- Files ---------------------------------------------------------------------------------- */
@@ -186,8 +202,7 @@ static void write_header(const writer *w, FILE *file, uint32_t shard) {
 }
 
 static int write_tensor(writer *w, FILE *file, size_t index, const char *path) {
-    w->tensor = &w->list.tensors[index];
-    w->stream = dsi_mix64(w->options->seed) ^ dsi_mix64(index + 1);
+    choose_tensor(w, index);
     for (w->offset = 0; w->offset < w->tensor->n_bytes; w->offset += w->n_bytes) {
         uint64_t left = w->tensor->n_bytes - w->offset;
         w->n_bytes = left < CHUNK_BYTES ? left : CHUNK_BYTES;
@@ -267,6 +282,10 @@ static int allocate_and_write(writer *w, const synth_form *form) {
         return BENCH_ENVIRONMENT;
     }
     fill_tables(w);
+    if (w->options->gguf) {
+        gguf_source source = {w->shape, &w->list, w->pool, fill_of, w};
+        return gguf_write(&source, w->options);
+    }
     double start = dsi_sys_seconds();
     int code = write_all(w);
     if (code == BENCH_OK)
@@ -288,7 +307,7 @@ int bench_synth(const bench_options *options) {
         return BENCH_USAGE;
     }
     if (!options->out || strlen(options->out) > 3000) {
-        bench_say("synth needs --out DIR, the folder to write");
+        bench_say("synth needs --out DIR, the folder to write, or the file with --gguf");
         return BENCH_USAGE;
     }
     int code = allocate_and_write(&w, form);

@@ -1,0 +1,259 @@
+/* gguf_deepseek.c: the keys and tensors of GGUF's architecture "deepseek2" (V2, V3) for a preset.
+ */
+#include "gguf.h"
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Tensors -------------------------------------------------------------------------------- */
+
+typedef struct maker {
+    const synth_shape *shape;
+    const synth_list *from;
+    gguf_list *list;
+    uint32_t type;
+} maker;
+
+/* The place of a tensor in the checkpoint; both lists come from the same shape, so it is there. */
+static size_t find(const synth_list *from, const char *name) {
+    size_t i = 0;
+    while (i + 1 < from->n && strcmp(from->tensors[i].name, name) != 0) i++;
+    return i;
+}
+
+static gguf_tensor *add(maker *m, const char *name, const char *source, uint32_t type) {
+    static gguf_tensor nowhere; /* written to when memory is out; the list is then discarded */
+    gguf_list *l = m->list;
+    if (l->n == l->capacity) {
+        size_t capacity = l->capacity ? 2 * l->capacity : 64;
+        gguf_tensor *larger = realloc(l->tensors, capacity * sizeof *larger);
+        if (!larger) {
+            l->no_memory = true;
+            return &nowhere;
+        }
+        l->tensors = larger;
+        l->capacity = capacity;
+    }
+    gguf_tensor *t = &l->tensors[l->n++];
+    *t = (gguf_tensor){.type = type, .n_stacked = 1, .first = find(m->from, source)};
+    snprintf(t->name, sizeof t->name, "%s", name);
+    const synth_tensor *s = &m->from->tensors[t->first];
+    int64_t per_number = s->dtype == DSI_DTYPE_I32 ? 8 : 1;
+    t->dims[0] = s->columns * per_number;
+    t->dims[1] = s->rows;
+    t->n_dims = s->rows ? 2 : 1;
+    return t;
+}
+
+/* A tensor of a layer that keeps its numbers: norms, the router, its bias. */
+static void add_plain(maker *m, int64_t layer, const char *name, const char *source) {
+    char full[64], from[80];
+    snprintf(full, sizeof full, "blk.%" PRId64 ".%s", layer, name);
+    snprintf(from, sizeof from, "model.layers.%" PRId64 ".%s", layer, source);
+    add(m, full, from, GGUF_F32);
+}
+
+static gguf_tensor *add_matrix(maker *m, int64_t layer, const char *name, const char *source) {
+    char full[64], from[80];
+    bool packed = m->from->form->dtype == DSI_DTYPE_I4;
+    snprintf(full, sizeof full, "blk.%" PRId64 ".%s.weight", layer, name);
+    snprintf(from, sizeof from, "model.layers.%" PRId64 ".%s.weight%s", layer, source,
+             packed ? "_packed" : "");
+    return add(m, full, from, m->type);
+}
+
+/* The same matrix of every expert, one behind the other. */
+static void add_experts(maker *m, int64_t layer, const char *name, const char *part) {
+    char source[64], second[80];
+    bool packed = m->from->form->dtype == DSI_DTYPE_I4;
+    snprintf(source, sizeof source, "mlp.experts.0.%s", part);
+    gguf_tensor *t = add_matrix(m, layer, name, source);
+    t->n_stacked = (size_t)m->shape->n_routed_experts;
+    t->n_dims = 3;
+    t->dims[2] = m->shape->n_routed_experts;
+    snprintf(second, sizeof second, "model.layers.%" PRId64 ".mlp.experts.1.%s.weight%s", layer,
+             part, packed ? "_packed" : "");
+    t->step = find(m->from, second) - t->first;
+}
+
+/* llama.cpp wants kv_b_proj in two: what turns queries into latents, and latents into values. */
+static void add_heads(maker *m, int64_t layer) {
+    const synth_shape *s = m->shape;
+    gguf_tensor *keys = add_matrix(m, layer, "attn_k_b", "self_attn.kv_b_proj");
+    keys->cut = GGUF_HEAD_KEYS;
+    keys->n_dims = 3;
+    keys->dims[0] = s->qk_nope_head_dim;
+    keys->dims[1] = s->kv_lora_rank;
+    keys->dims[2] = s->num_attention_heads;
+    gguf_tensor *values = add_matrix(m, layer, "attn_v_b", "self_attn.kv_b_proj");
+    values->cut = GGUF_HEAD_VALUES;
+    values->n_dims = 3;
+    values->dims[1] = s->v_head_dim;
+    values->dims[2] = s->num_attention_heads;
+}
+
+static void add_layer(maker *m, int64_t layer) {
+    const synth_shape *s = m->shape;
+    add_plain(m, layer, "attn_norm.weight", "input_layernorm.weight");
+    if (s->q_lora_rank) {
+        add_matrix(m, layer, "attn_q_a", "self_attn.q_a_proj");
+        add_plain(m, layer, "attn_q_a_norm.weight", "self_attn.q_a_layernorm.weight");
+        add_matrix(m, layer, "attn_q_b", "self_attn.q_b_proj");
+    } else {
+        add_matrix(m, layer, "attn_q", "self_attn.q_proj");
+    }
+    add_matrix(m, layer, "attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa");
+    add_plain(m, layer, "attn_kv_a_norm.weight", "self_attn.kv_a_layernorm.weight");
+    add_heads(m, layer);
+    add_matrix(m, layer, "attn_output", "self_attn.o_proj");
+    add_plain(m, layer, "ffn_norm.weight", "post_attention_layernorm.weight");
+    if (layer < s->first_k_dense_replace) {
+        add_matrix(m, layer, "ffn_gate", "mlp.gate_proj");
+        add_matrix(m, layer, "ffn_up", "mlp.up_proj");
+        add_matrix(m, layer, "ffn_down", "mlp.down_proj");
+        return;
+    }
+    add_plain(m, layer, "ffn_gate_inp.weight", "mlp.gate.weight");
+    if (s->v3) add_plain(m, layer, "exp_probs_b.bias", "mlp.gate.e_score_correction_bias");
+    add_experts(m, layer, "ffn_gate_exps", "gate_proj");
+    add_experts(m, layer, "ffn_up_exps", "up_proj");
+    add_experts(m, layer, "ffn_down_exps", "down_proj");
+    add_matrix(m, layer, "ffn_gate_shexp", "mlp.shared_experts.gate_proj");
+    add_matrix(m, layer, "ffn_up_shexp", "mlp.shared_experts.up_proj");
+    add_matrix(m, layer, "ffn_down_shexp", "mlp.shared_experts.down_proj");
+}
+
+bool gguf_list_make(const synth_shape *shape, const synth_list *from, uint32_t type,
+                    gguf_list *list) {
+    *list = (gguf_list){0};
+    maker m = {.shape = shape, .from = from, .list = list, .type = type};
+    add(&m, "token_embd.weight", "model.embed_tokens.weight", type);
+    for (int64_t layer = 0; layer < shape->num_hidden_layers; layer++) add_layer(&m, layer);
+    add(&m, "output_norm.weight", "model.norm.weight", GGUF_F32);
+    add(&m, "output.weight", "lm_head.weight", type);
+    for (size_t i = 0; i < list->n; i++) {
+        gguf_tensor *t = &list->tensors[i];
+        if (t->type != GGUF_F32) t->type = gguf_type_for(t->type, t->dims[0]);
+        t->n_bytes = gguf_row_bytes(t->type, t->dims[0]);
+        for (uint32_t d = 1; d < t->n_dims; d++) t->n_bytes *= (uint64_t)t->dims[d];
+        list->n_bytes += t->n_bytes;
+    }
+    if (list->no_memory) gguf_list_free(list);
+    return !list->no_memory;
+}
+
+void gguf_list_free(gguf_list *list) {
+    free(list->tensors);
+    list->tensors = NULL;
+    list->n = list->capacity = 0;
+}
+
+/* ---- Keys ----------------------------------------------------------------------------------- */
+
+enum { KEY_U32 = 4, KEY_I32 = 5, KEY_F32 = 6, KEY_BOOL = 7, KEY_TEXT = 8, KEY_ARRAY = 9 };
+
+typedef struct keys {
+    FILE *file;
+    uint64_t n;
+} keys;
+
+static void key(keys *k, const char *name, uint32_t type) {
+    char full[96]; /* ".block_count" belongs to the architecture */
+    snprintf(full, sizeof full, "%s%s", *name == '.' ? "deepseek2" : "", name);
+    gguf_write_text(k->file, full);
+    gguf_write_u32(k->file, type);
+    k->n++;
+}
+
+static void key_number(keys *k, const char *name, int64_t value) {
+    key(k, name, KEY_U32);
+    gguf_write_u32(k->file, (uint32_t)value);
+}
+
+static void key_real(keys *k, const char *name, float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    key(k, name, KEY_F32);
+    gguf_write_u32(k->file, bits);
+}
+
+static void key_text(keys *k, const char *name, const char *value) {
+    key(k, name, KEY_TEXT);
+    gguf_write_text(k->file, value);
+}
+
+static void key_list(keys *k, const char *name, uint32_t type, int64_t n) {
+    key(k, name, KEY_ARRAY);
+    gguf_write_u32(k->file, type);
+    gguf_write_u64(k->file, (uint64_t)n);
+}
+
+/* A vocabulary of the right size without meaning: "t0", "t1", ... */
+static void write_vocabulary(keys *k, int64_t n) {
+    char token[32];
+    key_text(k, "tokenizer.ggml.model", "gpt2");
+    key_text(k, "tokenizer.ggml.pre", "deepseek-v3");
+    key_list(k, "tokenizer.ggml.tokens", KEY_TEXT, n);
+    for (int64_t i = 0; i < n; i++) {
+        snprintf(token, sizeof token, "t%" PRId64, i);
+        gguf_write_text(k->file, token);
+    }
+    key_list(k, "tokenizer.ggml.token_type", KEY_I32, n);
+    for (int64_t i = 0; i < n; i++) gguf_write_u32(k->file, 1); /* normal */
+    key_list(k, "tokenizer.ggml.merges", KEY_TEXT, 1);
+    gguf_write_text(k->file, "t 0");
+    key_number(k, "tokenizer.ggml.bos_token_id", 0);
+    key_number(k, "tokenizer.ggml.eos_token_id", 1);
+}
+
+static void write_attention(keys *k, const synth_shape *s) {
+    key_number(k, ".attention.head_count", s->num_attention_heads);
+    key_number(k, ".attention.head_count_kv", 1); /* one latent for all heads */
+    key_real(k, ".attention.layer_norm_rms_epsilon", 1e-6f);
+    key_number(k, ".attention.q_lora_rank", s->q_lora_rank);
+    key_number(k, ".attention.kv_lora_rank", s->kv_lora_rank);
+    key_number(k, ".attention.key_length", s->kv_lora_rank + s->qk_rope_head_dim);
+    key_number(k, ".attention.value_length", s->kv_lora_rank);
+    key_number(k, ".attention.key_length_mla", s->qk_nope_head_dim + s->qk_rope_head_dim);
+    key_number(k, ".attention.value_length_mla", s->v_head_dim);
+    key_number(k, ".rope.dimension_count", s->qk_rope_head_dim);
+    key_real(k, ".rope.freq_base", 10000);
+    key_text(k, ".rope.scaling.type", "yarn");
+    key_real(k, ".rope.scaling.factor", 40);
+    key_number(k, ".rope.scaling.original_context_length", 4096);
+    key_real(k, ".rope.scaling.yarn_log_multiplier", s->v3 ? 0.1f : 0.0707f);
+}
+
+static void write_experts(keys *k, const synth_shape *s) {
+    enum { SOFTMAX = 1, SIGMOID = 2 };
+    key_number(k, ".leading_dense_block_count", s->first_k_dense_replace);
+    key_number(k, ".expert_feed_forward_length", s->moe_intermediate_size);
+    key_number(k, ".expert_count", s->n_routed_experts);
+    key_number(k, ".expert_used_count", s->num_experts_per_tok);
+    key_number(k, ".expert_shared_count", s->n_shared_experts);
+    key_number(k, ".expert_gating_func", s->v3 ? SIGMOID : SOFTMAX);
+    key_real(k, ".expert_weights_scale", s->v3 ? 2.5f : 1.0f);
+    key(k, ".expert_weights_norm", KEY_BOOL);
+    fputc(s->v3 ? 1 : 0, k->file);
+    if (s->n_group == 1) return;
+    key_number(k, ".expert_group_count", s->n_group);
+    key_number(k, ".expert_group_used_count", s->topk_group);
+}
+
+uint64_t gguf_write_keys(FILE *file, const synth_shape *s, const char *type_name) {
+    char name[96];
+    keys k = {.file = file};
+    snprintf(name, sizeof name, "%s %s", s->preset, type_name);
+    key_text(&k, "general.architecture", "deepseek2");
+    key_text(&k, "general.name", name);
+    key_number(&k, "general.quantization_version", 2);
+    key_number(&k, ".context_length", 163840);
+    key_number(&k, ".embedding_length", s->hidden_size);
+    key_number(&k, ".block_count", s->num_hidden_layers);
+    key_number(&k, ".feed_forward_length", s->intermediate_size);
+    key_number(&k, ".vocab_size", s->vocab_size);
+    write_attention(&k, s);
+    write_experts(&k, s);
+    write_vocabulary(&k, s->vocab_size);
+    return k.n;
+}
