@@ -300,7 +300,8 @@ static inline void write_config(const char *from, const char *folder, const char
         char *end = strchr(at, '{');
         do depth += *end == '{' ? 1 : *end == '}' ? -1 : 0, end++;
         while (depth);
-        end += strspn(end, " \n,"); /* something stands behind it in all our files */
+        end += strspn(end, " \n,");
+        while (*end == '}' && strchr(" \n,", at[-1])) at--; /* it was the last one */
         memmove(at, end, strlen(end) + 1);
     }
     at = strchr(file.data, '{') + 1;
