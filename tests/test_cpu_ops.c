@@ -27,16 +27,17 @@ typedef struct device {
     uint64_t used;
 } device;
 
-static device open_device(uint32_t n_threads) {
+static device open_device_with(uint32_t n_threads, const char *more) {
     device d = {0};
-    char options[32];
-    snprintf(options, sizeof options, "threads=%u", n_threads);
+    char options[64];
+    snprintf(options, sizeof options, "threads=%u%s", n_threads, more);
     assert_int_equal(cpu->device_open(0, options, NULL, &d.dev), DSI_OK);
     assert_int_equal(cpu->stream_new(d.dev, &d.stream), DSI_OK);
     assert_int_equal(cpu->buf_alloc(d.dev, 0, MEMORY, &d.memory), DSI_OK);
     d.bytes = d.memory->data;
     return d;
 }
+static device open_device(uint32_t n_threads) { return open_device_with(n_threads, ""); }
 static void close_device(device *d) {
     cpu->buf_free(d->workspace);
     cpu->buf_free(d->memory);
@@ -287,6 +288,132 @@ static void test_moe(void **state) {
     }
 }
 
+/* ---- Activations of 8 bits ---------------------------------------------------------------------
+ */
+
+/* Random weights of I8 with a multiplier of F32 per row or per block of 128 x 128. */
+static dsi_tensor take_i8(device *d, int64_t rows, int64_t columns, uint32_t scale_kind) {
+    dsi_tensor w = take(d, DSI_DTYPE_I8, rows, columns, columns);
+    for (int64_t i = 0; i < rows * columns; i++)
+        ((int8_t *)dsi_cpu_data(&w))[i] = (int8_t)(uniform() * 127);
+    bool channel = scale_kind == DSI_SCALE_CHANNEL;
+    int64_t n = channel ? rows : dsi_ceil_div(rows, DSI_BLOCK) * dsi_ceil_div(columns, DSI_BLOCK);
+    dsi_tensor scale = take(d, DSI_DTYPE_F32, 1, n, n);
+    for (int64_t i = 0; i < n; i++) row_of(&scale, 0)[i] = 0.01f + 0.001f * (float)(i % 7);
+    w.scale = d->memory, w.scale_offset = scale.offset;
+    w.scale_kind = scale_kind, w.scale_dtype = DSI_DTYPE_F32;
+    return w;
+}
+static double weight_i8(const dsi_tensor *w, int64_t n, int64_t k) {
+    const float *scale = (const float *)(const void *)(w->scale->data + w->scale_offset);
+    int64_t at = n;
+    if (w->scale_kind == DSI_SCALE_BLOCK_128)
+        at = n / DSI_BLOCK * dsi_ceil_div(w->ne[0], DSI_BLOCK) + k / DSI_BLOCK;
+    return ((const int8_t *)dsi_cpu_data(w))[n * w->ne[0] + k] * (double)scale[at];
+}
+
+/* Two products of one x whose weights want different records, and one that wants x as it is. Each
+ * number is off by at most half a step of its group, which is at most half of the row's. */
+static void a8_rows(device *d, int64_t m, bool a8) {
+    d->used = 0, random_state = 13;
+    dsi_tensor x = take(d, DSI_DTYPE_F32, m, HIDDEN, HIDDEN + 3), w[3], y[3], alone[3];
+    w[0] = take_i8(d, 300, HIDDEN, DSI_SCALE_CHANNEL);
+    w[1] = take_i8(d, 131, HIDDEN, DSI_SCALE_BLOCK_128);
+    w[2] = take(d, DSI_DTYPE_F32, 9, HIDDEN, HIDDEN);
+    const dsi_tensor *in[6] = {&x, &w[0], NULL, &w[1], NULL, &w[2]};
+    dsi_tensor *out[3], *out_alone[3];
+    for (int i = 0; i < 3; i++) {
+        y[i] = take(d, DSI_DTYPE_F32, m, w[i].ne[1], w[i].ne[1]);
+        alone[i] = take(d, DSI_DTYPE_F32, 1, w[i].ne[1], w[i].ne[1]);
+        out[i] = &y[i], out_alone[i] = &alone[i];
+    }
+    run(d, &(dsi_op){sizeof(dsi_op), DSI_OP_LINEAR, 6, 3, in, out, NULL});
+    for (int64_t r = 0; r < m; r += 1 + m / 5) {
+        dsi_tensor x_alone = row_alone(&x, r);
+        in[0] = &x_alone;
+        run(d, &(dsi_op){sizeof(dsi_op), DSI_OP_LINEAR, 6, 3, in, out_alone, NULL});
+        for (int i = 0; i < 3; i++)
+            assert_memory_equal(row_of(&y[i], r), row_of(&alone[i], 0), (size_t)w[i].ne[1] * 4);
+        double most = 0, worst = 0;
+        for (int64_t k = 0; k < HIDDEN; k++) most = fmax(most, fabs((double)row_of(&x, r)[k]));
+        for (int i = 0; i < 2; i++)
+            for (int64_t n = 0; n < w[i].ne[1]; n++) {
+                double truth = 0, size = 0, ours = (double)row_of(&y[i], r)[n];
+                for (int64_t k = 0; k < HIDDEN; k++) {
+                    truth += (double)row_of(&x, r)[k] * weight_i8(&w[i], n, k);
+                    size += fabs(weight_i8(&w[i], n, k));
+                }
+                double off = fabs(ours - truth);
+                if (!(off <= size * most / 254 * 1.01)) fail_msg("%g is not %g", ours, truth);
+                worst = fmax(worst, off / size);
+            }
+        /* The records were used if asked for, and only then. */
+        assert_true(a8 ? worst > 1e-5 : worst < 1e-6);
+        assert_near((double)row_of(&y[2], r)[8], dot(row_of(&x, r), &w[2], 8));
+    }
+}
+
+/* Experts of I8: routed ones per row, the shared one per block. */
+static void a8_moe_rows(device *d, int64_t m) {
+    d->used = 0, random_state = 17;
+    mixture t = {.has_shared = true};
+    t.x = take(d, DSI_DTYPE_BF16, m, HIDDEN, HIDDEN);
+    for (int64_t i = 0; i < m * HIDDEN; i++)
+        ((uint16_t *)dsi_cpu_data(&t.x))[i] = (uint16_t)(0x3F00 + i * 37 % 256 + (i % 3 << 15));
+    t.ids = take(d, DSI_DTYPE_I32, m, TOP_K, TOP_K);
+    t.weights = take(d, DSI_DTYPE_F32, m, TOP_K, TOP_K);
+    t.y = take(d, DSI_DTYPE_F32, m, HIDDEN, HIDDEN);
+    t.start = take(d, DSI_DTYPE_F32, m, HIDDEN, HIDDEN);
+    t.alone = take(d, DSI_DTYPE_F32, 1, HIDDEN, HIDDEN);
+    memcpy(dsi_cpu_data(&t.y), dsi_cpu_data(&t.start), (size_t)(m * HIDDEN * 4));
+    for (int64_t r = 0; r < m; r++)
+        for (int32_t k = 0; k < TOP_K; k++)
+            ((int32_t *)(void *)row_of(&t.ids, r))[k] = k + (int32_t)(r % 3);
+    for (int e = 0; e <= EXPERTS; e++) {
+        int64_t inter = e < EXPERTS ? INTER : SHARED;
+        uint32_t kind = e < EXPERTS ? DSI_SCALE_CHANNEL : DSI_SCALE_BLOCK_128;
+        for (int i = 0; i < 3; i++) {
+            t.experts[3 * e + i] = take_i8(d, i < 2 ? inter : HIDDEN, i < 2 ? HIDDEN : inter, kind);
+            t.in[3 + 3 * e + i] = &t.experts[3 * e + i];
+        }
+    }
+    compute(d, &t, &t.x, &t.ids, &t.weights, &t.y);
+    for (int64_t r = 0; r < m; r += 1 + m / 5) {
+        dsi_tensor x = row_alone(&t.x, r), ids = row_alone(&t.ids, r);
+        dsi_tensor weights = row_alone(&t.weights, r);
+        memcpy(dsi_cpu_data(&t.alone), row_of(&t.start, r), HIDDEN * 4);
+        compute(d, &t, &x, &ids, &weights, &t.alone);
+        assert_memory_equal(row_of(&t.y, r), row_of(&t.alone, 0), HIDDEN * 4);
+    }
+}
+
+/* The same with and without a8 differ by what rounding to 8 bits costs, and by something. */
+static void test_a8(void **state) {
+    (void)state;
+    for (uint32_t n_threads = 1; n_threads <= 3; n_threads++) {
+        device d = open_device_with(n_threads, ",activations=a8"), plain = open_device(n_threads);
+        for (int i = 0; i < N_COUNTS; i++) {
+            a8_rows(&d, row_counts[i], true);
+            a8_rows(&plain, row_counts[i], false);
+            a8_moe_rows(&d, row_counts[i]);
+            a8_moe_rows(&plain, row_counts[i]);
+            assert_int_equal(d.used, plain.used); /* what differs in memory is y */
+            double off = 0, size = 0;
+            for (uint64_t at = 0; at + 4 <= d.used; at += 4) {
+                float a, b;
+                memcpy(&a, d.bytes + at, 4);
+                memcpy(&b, plain.bytes + at, 4);
+                if (memcmp(&a, &b, 4) == 0) continue;
+                off += ((double)a - (double)b) * ((double)a - (double)b),
+                    size += (double)b * (double)b;
+            }
+            assert_true(off > 0 && off < 1e-3 * size);
+        }
+        close_device(&d);
+        close_device(&plain);
+    }
+}
+
 /* ---- dealing ----------------------------------------------------------------------------------
  */
 
@@ -317,7 +444,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_linear), cmocka_unit_test(test_linear_refused),
         cmocka_unit_test(test_swiglu), cmocka_unit_test(test_moe),
-        cmocka_unit_test(test_deal),
+        cmocka_unit_test(test_a8),     cmocka_unit_test(test_deal),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

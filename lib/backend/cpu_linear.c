@@ -15,6 +15,29 @@ static uint64_t own_bytes(int64_t m, int64_t n_tiles, int64_t k) {
     return arena.used;
 }
 
+/* The workspace of an op: x as its weights want it, then each thread's own memory. */
+typedef struct layout {
+    dsi_cpu_operand x;
+    uint8_t *own;
+    uint64_t own_bytes, total;
+} layout;
+
+/* Weights are the inputs first, first + step, ... Without a workspace only sizes count. */
+static layout layout_of(const dsi_dev *dev, const dsi_op *op, uint8_t *workspace, int64_t n_tiles,
+                        uint32_t first, uint32_t step) {
+    const dsi_tensor *x = op->in[0];
+    int64_t m = dsi_cpu_rows(x), k = x->ne[0];
+    dsi_cpu_arena arena = {workspace, 0};
+    layout l = {
+        .x = dsi_cpu_operand_of(workspace ? dsi_cpu_data(x) : NULL, x->dtype, k, x->stride[1])};
+    for (uint32_t i = first; i < op->n_in; i += step)
+        dsi_cpu_operand_take(&l.x, dsi_cpu_form(dev, op->in[i]), m, &arena);
+    l.own_bytes = own_bytes(m, n_tiles, k);
+    l.own = dsi_cpu_take(&arena, (int64_t)(l.own_bytes * dev->n_threads));
+    l.total = arena.used;
+    return l;
+}
+
 /* ---- linear: y = x W^T (+ bias), or y +=; several products of one x in one run -----------------
  */
 
@@ -26,8 +49,9 @@ typedef struct linear_job {
     const dsi_cpu_run *run;
     product products[MAX_OUT];
     uint32_t n_products;
-    int64_t n_tasks, k, work;
+    int64_t n_tasks;
     bool add;
+    layout layout;
 } linear_job;
 
 /* in: x, then a weight and a bias per output; absent biases are NULL, or missing at the end. */
@@ -48,7 +72,7 @@ dsi_status dsi_cpu_linear_check(dsi_dev *dev, const dsi_op *op, uint64_t *worksp
              (!bias || (bias->dtype == DSI_DTYPE_F32 && bias->ne[0] == y->ne[0])) &&
              (!add || y->dtype == DSI_DTYPE_F32);
     }
-    *workspace = own_bytes(dsi_cpu_rows(x), 1, x->ne[0]) * dev->n_threads;
+    if (ok) *workspace = layout_of(dev, op, NULL, 1, 1, 2).total;
     return dsi_cpu_require(dev, op, ok, "types or shapes of x, weight, bias, y do not fit");
 }
 
@@ -68,32 +92,27 @@ static void linear_finish(const linear_job *job, const product *p, float *tile, 
 }
 
 static void linear_task(const linear_job *job, const product *p, int64_t task, dsi_cpu_arena own) {
-    const dsi_tensor *x = job->run->op->in[0];
-    int64_t m = dsi_cpu_rows(x), n0 = (task - p->first) * p->columns;
+    const dsi_cpu_operand *x = &job->layout.x;
+    int64_t m = dsi_cpu_rows(p->y), n0 = (task - p->first) * p->columns;
     float *tile = dsi_cpu_take(&own, dsi_cpu_tile_floats(m) * 4);
-    dsi_matmul_args a = {.x_stride = x->stride[1],
-                         .n0 = n0,
+    dsi_matmul_args a = {.n0 = n0,
                          .n1 = dsi_min_i64(n0 + p->columns, p->w->ne[1]),
-                         .scratch = dsi_cpu_take(&own, dsi_matmul_scratch_bytes(job->k))};
-    dsi_matmul_fn matmul = dsi_cpu_matmul(job->run->dev, p->w, x->dtype, &a);
+                         .scratch = dsi_cpu_take(&own, dsi_matmul_scratch_bytes(x->k))};
     bool direct = p->y->dtype == DSI_DTYPE_F32 && !p->bias && !job->add;
     int64_t step = direct ? m : DSI_CPU_ROWS_AT_ONCE;
     for (int64_t r = 0; r < m; r += step) {
-        a.x = dsi_cpu_at(x, r, 0);
         a.m = dsi_min_i64(step, m - r);
         a.y = direct ? dsi_cpu_at(p->y, r, n0) : tile;
         a.y_stride = direct ? p->y->stride[1] : p->columns;
-        matmul(&a);
+        dsi_cpu_product(job->run->dev, p->w, x, r, &a)(&a);
         if (!direct) linear_finish(job, p, tile, r, a.m, n0, a.n1 - n0);
     }
 }
 
 static void linear_columns(void *context, uint32_t thread, uint32_t n_threads) {
     const linear_job *job = context;
-    const dsi_cpu_run *run = job->run;
-    uint64_t n_own = own_bytes(dsi_cpu_rows(run->op->in[0]), 1, job->k);
-    dsi_cpu_arena own = {run->workspace + n_own * thread, 0};
-    for (int64_t task; dsi_cpu_next_task(run->dev->shares, thread, n_threads, &task);) {
+    dsi_cpu_arena own = {job->layout.own + job->layout.own_bytes * thread, 0};
+    for (int64_t task; dsi_cpu_next_task(job->run->dev->shares, thread, n_threads, &task);) {
         uint32_t i = job->n_products - 1;
         while (task < job->products[i].first) i--;
         linear_task(job, &job->products[i], task, own);
@@ -102,10 +121,12 @@ static void linear_columns(void *context, uint32_t thread, uint32_t n_threads) {
 void dsi_cpu_linear_run(const dsi_cpu_run *run) {
     const dsi_op *op = run->op;
     const dsi_attr_linear *attr = op->attr;
-    linear_job job = {.run = run, .n_products = op->n_out, .k = op->in[0]->ne[0]};
+    linear_job job = {.run = run,
+                      .n_products = op->n_out,
+                      .layout = layout_of(run->dev, op, run->workspace, 1, 1, 2)};
     job.add = attr && (attr->flags & DSI_LINEAR_ADD);
     int64_t m = dsi_cpu_rows(op->in[0]), work = 0;
-    for (uint32_t i = 0; i < op->n_out; i++) work += m * job.k * op->out[i]->ne[0];
+    for (uint32_t i = 0; i < op->n_out; i++) work += m * op->in[0]->ne[0] * op->out[i]->ne[0];
     uint32_t n_threads = dsi_cpu_threads(run->dev, work);
     for (uint32_t i = 0; i < op->n_out; i++) {
         product *p = &job.products[i];
@@ -113,6 +134,7 @@ void dsi_cpu_linear_run(const dsi_cpu_run *run) {
         p->columns = dsi_cpu_task_columns(p->w, m, DSI_CPU_TASK_BYTES, n_threads);
         job.n_tasks += dsi_ceil_div(p->w->ne[1], p->columns);
     }
+    dsi_cpu_operand_fill_all(run->dev, &job.layout.x, m);
     dsi_cpu_deal_evenly(run->dev->shares, n_threads, job.n_tasks);
     dsi_cpu_parallel(run->dev, linear_columns, &job, work);
 }
@@ -125,21 +147,21 @@ dsi_status dsi_cpu_linear_swiglu_check(dsi_dev *dev, const dsi_op *op, uint64_t 
     bool ok = op->n_in == 3 && dsi_cpu_weight_ok(gate) && dsi_cpu_weight_ok(up) &&
               dsi_cpu_is_act(x->dtype) && dsi_cpu_is_act(h->dtype) && x->ne[0] == gate->ne[0] &&
               up->ne[0] == gate->ne[0] && up->ne[1] == gate->ne[1] && h->ne[0] == gate->ne[1];
-    *workspace = own_bytes(dsi_cpu_rows(x), 2, x->ne[0]) * dev->n_threads;
+    if (ok) *workspace = layout_of(dev, op, NULL, 2, 1, 1).total;
     return dsi_cpu_require(dev, op, ok, "types or shapes of x, gate, up, h do not fit");
 }
 
 typedef struct swiglu_job {
     const dsi_cpu_run *run;
     dsi_cpu_gated product;
+    layout layout;
     int64_t columns;
 } swiglu_job;
 
 static void swiglu_columns(void *context, uint32_t thread, uint32_t n_threads) {
     const swiglu_job *job = context;
     const dsi_cpu_gated *p = &job->product;
-    uint64_t n_own = own_bytes(p->m, 2, p->gate->ne[0]);
-    dsi_cpu_arena own = {job->run->workspace + n_own * thread, 0};
+    dsi_cpu_arena own = {job->layout.own + job->layout.own_bytes * thread, 0};
     int64_t last = -2;
     for (int64_t task; dsi_cpu_next_task(job->run->dev->shares, thread, n_threads, &task);) {
         int64_t n0 = task * job->columns, n1 = dsi_min_i64(n0 + job->columns, p->gate->ne[1]);
@@ -151,16 +173,18 @@ static void swiglu_columns(void *context, uint32_t thread, uint32_t n_threads) {
 void dsi_cpu_linear_swiglu_run(const dsi_cpu_run *run) {
     const dsi_tensor *x = run->op->in[0], *gate = run->op->in[1], *h = run->op->out[0];
     swiglu_job job = {.run = run,
-                      .product = {.x = x,
-                                  .gate = gate,
+                      .layout = layout_of(run->dev, run->op, run->workspace, 2, 1, 1),
+                      .product = {.gate = gate,
                                   .up = run->op->in[2],
                                   .m = dsi_cpu_rows(x),
                                   .h = dsi_cpu_data(h),
                                   .h_stride = h->stride[1],
                                   .h_dtype = h->dtype}};
+    job.product.x = &job.layout.x;
     int64_t work = 2 * job.product.m * gate->ne[0] * gate->ne[1];
     uint32_t n_threads = dsi_cpu_threads(run->dev, work);
     job.columns = dsi_cpu_task_columns(gate, job.product.m, DSI_CPU_TASK_BYTES, n_threads);
+    dsi_cpu_operand_fill_all(run->dev, &job.layout.x, job.product.m);
     dsi_cpu_deal_evenly(run->dev->shares, n_threads, dsi_ceil_div(gate->ne[1], job.columns));
     dsi_cpu_parallel(run->dev, swiglu_columns, &job, work);
 }

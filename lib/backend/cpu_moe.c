@@ -57,8 +57,8 @@ typedef struct moe_part {
     const dsi_tensor *const *w; /* gate, up, down */
     const int32_t *rows;        /* [m] its tokens, ascending; NULL: all */
     const float *weights;       /* [m]; NULL: 1 (trap 10: the shared expert is not scaled) */
-    uint8_t *h;                 /* act [m][h_stride] */
-    int64_t m, h_stride;
+    dsi_cpu_operand h;          /* [m] hidden activations */
+    int64_t m;
     int64_t columns, first; /* of a task of the up pass; the number of its first task */
 } moe_part;
 
@@ -72,13 +72,35 @@ typedef struct moe_job {
     float *weights;  /* [n_rows * top_k] */
     moe_part *parts; /* [n_experts + 1] */
     int64_t n_parts, n_up_tasks;
-    int64_t down_columns; /* of a task of the down pass */
-    uint8_t *h;           /* act [n_rows * top_k][padded inter], then [n_rows][padded shared] */
-    uint8_t *own;         /* per thread: two tiles, then the scratch of a kernel */
+    int64_t down_columns;         /* of a task of the down pass */
+    dsi_cpu_operand x, h, shared; /* h: [n_rows * top_k]; shared: [n_rows] */
+    bool fill_h;                  /* they have other forms than the plain one */
+    uint8_t *own;                 /* per thread: two tiles, then the scratch of a kernel */
     uint64_t own_bytes;
 } moe_job;
 
 static int64_t padded(int64_t columns) { return dsi_cpu_round_up(columns, 32); }
+
+static dsi_cpu_operand hidden_rows(const moe_job *job, int64_t inter, int64_t m,
+                                   dsi_cpu_arena *arena) {
+    uint8_t *data = dsi_cpu_take(arena, m * padded(inter) * job->act);
+    return dsi_cpu_operand_of(data, job->run->op->in[0]->dtype, inter, padded(inter));
+}
+
+/* The forms of x and h that some expert takes. */
+static void take_forms(moe_job *job, int64_t slots, dsi_cpu_arena *arena) {
+    const dsi_dev *dev = job->run->dev;
+    const dsi_tensor *const *w = job->run->op->in + 3;
+    for (uint32_t e = 0; e < job->attr->n_experts + (job->attr->has_shared ? 1 : 0); e++, w += 3) {
+        bool routed = e < job->attr->n_experts;
+        int down = dsi_cpu_form(dev, w[2]);
+        dsi_cpu_operand_take(&job->x, dsi_cpu_form(dev, w[0]), job->n_rows, arena);
+        dsi_cpu_operand_take(&job->x, dsi_cpu_form(dev, w[1]), job->n_rows, arena);
+        dsi_cpu_operand_take(routed ? &job->h : &job->shared, down, routed ? slots : job->n_rows,
+                             arena);
+        job->fill_h |= down != DSI_CPU_PLAIN;
+    }
+}
 
 static moe_job job_of(const dsi_cpu_run *run, uint64_t *total) {
     const dsi_op *op = run->op;
@@ -97,8 +119,12 @@ static moe_job job_of(const dsi_cpu_run *run, uint64_t *total) {
     job.rows = dsi_cpu_take(&arena, slots * 4);
     job.weights = dsi_cpu_take(&arena, slots * 4);
     job.parts = dsi_cpu_take(&arena, ((int64_t)a->n_experts + 1) * (int64_t)sizeof *job.parts);
-    job.h = dsi_cpu_take(
-        &arena, (slots * padded(job.inter) + job.n_rows * padded(job.shared_inter)) * job.act);
+    const dsi_tensor *x = op->in[0];
+    job.x = dsi_cpu_operand_of(run->workspace ? dsi_cpu_data(x) : NULL, x->dtype, job.hidden,
+                               x->stride[1]);
+    job.h = hidden_rows(&job, job.inter, slots, &arena);
+    job.shared = hidden_rows(&job, job.shared_inter, job.n_rows, &arena);
+    if (run->dev->a8) take_forms(&job, slots, &arena);
     dsi_cpu_take(&own, 2 * dsi_cpu_tile_floats(job.n_rows) * 4);
     dsi_cpu_take(&own, dsi_matmul_scratch_bytes(k_max));
     job.own_bytes = own.used;
@@ -156,27 +182,30 @@ static void group_by_expert(moe_job *job) {
     job->start[0] = 0;
 }
 
+/* Rows from `r` on. */
+static dsi_cpu_operand rows_from(const dsi_cpu_operand *x, int64_t r) {
+    dsi_cpu_operand part = *x;
+    for (int form = 0; form < DSI_CPU_FORMS; form++)
+        if (part.data[form]) part.data[form] += r * part.bytes[form];
+    return part;
+}
+
 /* The experts that have tokens, in ascending id, then the shared one. */
 static void list_parts(moe_job *job) {
     const dsi_tensor *const *w = job->run->op->in + 3;
     uint32_t n_experts = job->attr->n_experts;
-    uint8_t *h = job->h;
     for (uint32_t e = 0; e < n_experts; e++) {
         int64_t slot = job->start[e], m = job->start[e + 1] - slot;
         if (m == 0) continue;
         job->parts[job->n_parts++] = (moe_part){.w = w + 3 * e,
                                                 .rows = job->rows + slot,
                                                 .weights = job->weights + slot,
-                                                .h = h,
-                                                .m = m,
-                                                .h_stride = padded(job->inter)};
-        h += m * padded(job->inter) * job->act;
+                                                .h = rows_from(&job->h, slot),
+                                                .m = m};
     }
     if (job->attr->has_shared)
-        job->parts[job->n_parts++] = (moe_part){.w = w + 3 * n_experts,
-                                                .h = h,
-                                                .m = job->n_rows,
-                                                .h_stride = padded(job->shared_inter)};
+        job->parts[job->n_parts++] =
+            (moe_part){.w = w + 3 * n_experts, .h = job->shared, .m = job->n_rows};
 }
 
 /* What a task of the up pass costs: bytes of weights, and multiply-adds from some rows on. */
@@ -219,7 +248,6 @@ static void deal(moe_job *job, uint32_t n_threads) {
 
 /* h = silu(x gate^T) * (x up^T): a task is some columns of one expert. */
 static void up_pass(const moe_job *job, uint32_t thread, uint32_t n_threads, dsi_cpu_arena own) {
-    const dsi_tensor *x = job->run->op->in[0];
     dsi_cpu_share *shares = job->run->dev->shares;
     int64_t i = 0, last = -2;
     for (int64_t task; dsi_cpu_next_task(shares, thread, n_threads, &task); last = task) {
@@ -228,7 +256,14 @@ static void up_pass(const moe_job *job, uint32_t thread, uint32_t n_threads, dsi
         while (i + 1 < job->n_parts && task >= job->parts[i + 1].first) i++, goes_on = false;
         const moe_part *p = &job->parts[i];
         int64_t n0 = (task - p->first) * p->columns, n = p->w[0]->ne[1];
-        dsi_cpu_gated product = {x, p->w[0], p->w[1], p->rows, p->m, p->h, p->h_stride, x->dtype};
+        dsi_cpu_gated product = {&job->x,
+                                 p->w[0],
+                                 p->w[1],
+                                 p->rows,
+                                 p->m,
+                                 p->h.data[DSI_CPU_PLAIN],
+                                 p->h.stride[DSI_CPU_PLAIN],
+                                 p->h.dtype};
         bool ends =
             i + 1 < job->n_parts && dsi_cpu_task_ahead(shares, thread) == job->parts[i + 1].first;
         dsi_cpu_place next = {ends ? p[1].w[0] : NULL, 0};
@@ -241,20 +276,14 @@ static void up_pass(const moe_job *job, uint32_t thread, uint32_t n_threads, dsi
 /* y[token] += weight * (h down^T) for columns [n0, n1) of one expert. */
 static void down_columns(const moe_job *job, const moe_part *p, int64_t n0, int64_t n1,
                          dsi_cpu_arena own) {
-    const dsi_tensor *x = job->run->op->in[0], *y = job->run->op->out[0];
+    const dsi_tensor *y = job->run->op->out[0];
     float *tile = dsi_cpu_take(&own, 2 * dsi_cpu_tile_floats(job->n_rows) * 4);
     int64_t n = n1 - n0;
-    dsi_matmul_args a = {.x_stride = p->h_stride,
-                         .y = tile,
-                         .y_stride = n,
-                         .n0 = n0,
-                         .n1 = n1,
-                         .scratch = own.base + own.used};
-    dsi_matmul_fn matmul = dsi_cpu_matmul(job->run->dev, p->w[2], x->dtype, &a);
+    dsi_matmul_args a = {
+        .y = tile, .y_stride = n, .n0 = n0, .n1 = n1, .scratch = own.base + own.used};
     for (int64_t r = 0; r < p->m; r += DSI_CPU_ROWS_AT_ONCE) {
-        a.x = p->h + r * p->h_stride * job->act;
         a.m = dsi_min_i64(DSI_CPU_ROWS_AT_ONCE, p->m - r);
-        matmul(&a);
+        dsi_cpu_product(job->run->dev, p->w[2], &p->h, r, &a)(&a);
         for (int64_t i = 0; i < a.m; i++)
             dsi_cpu_add_scaled(dsi_cpu_at(y, p->rows ? p->rows[r + i] : r + i, n0), tile + i * n,
                                p->weights ? p->weights[r + i] : 1.0f, n);
@@ -275,6 +304,17 @@ static void down_pass(const moe_job *job, uint32_t thread, uint32_t n_threads, d
     }
 }
 
+/* Other forms of the hidden activations; the slots of all experts, then the shared one's rows. */
+static void fill_hidden(const moe_job *job, uint32_t thread, uint32_t n_threads) {
+    int64_t slots = job->n_rows * job->attr->top_k;
+    int64_t shared = job->attr->has_shared ? job->n_rows : 0;
+    uint64_t r0, r1;
+    dsi_pool_share((uint64_t)(slots + shared), 1, thread, n_threads, &r0, &r1);
+    int64_t begin = (int64_t)r0, end = (int64_t)r1;
+    dsi_cpu_operand_fill(job->run->dev, &job->h, begin, dsi_min_i64(end, slots));
+    dsi_cpu_operand_fill(job->run->dev, &job->shared, dsi_max_i64(begin - slots, 0), end - slots);
+}
+
 static void moe_ffn(void *context, uint32_t thread, uint32_t n_threads) {
     const moe_job *job = context;
     const dsi_dev *dev = job->run->dev;
@@ -283,6 +323,10 @@ static void moe_ffn(void *context, uint32_t thread, uint32_t n_threads) {
     int64_t ahead = dsi_cpu_task_ahead(dev->shares + dev->n_threads, thread);
     if (ahead >= 0) dsi_cpu_prefetch(job->parts[0].w[2], ahead * job->down_columns);
     dsi_cpu_barrier(dev, n_threads);
+    if (job->fill_h) {
+        fill_hidden(job, thread, n_threads);
+        dsi_cpu_barrier(dev, n_threads);
+    }
     down_pass(job, thread, n_threads, own);
 }
 void dsi_cpu_moe_ffn_run(const dsi_cpu_run *run) {
@@ -292,6 +336,7 @@ void dsi_cpu_moe_ffn_run(const dsi_cpu_run *run) {
     if (job.n_rows == 0) return;
     group_by_expert(&job);
     list_parts(&job);
+    dsi_cpu_operand_fill_all(run->dev, &job.x, job.n_rows);
     deal(&job, dsi_cpu_threads(run->dev, work));
     dsi_cpu_parallel(run->dev, moe_ffn, &job, work);
 }

@@ -79,6 +79,65 @@ void dsi_cpu_add_scaled(float *restrict sum, const float *restrict x, float fact
     for (; i < n; i++) sum[i] += factor * x[i];
 }
 
+/* ---- Operands -----------------------------------------------------------------------------------
+ */
+
+enum { QUANTIZE_WORK = 8 }; /* multiply-adds that take as long as one number */
+
+int dsi_cpu_form(const dsi_dev *dev, const dsi_tensor *w) {
+    if (!dev->a8 || (w->dtype != DSI_DTYPE_I8 && w->dtype != DSI_DTYPE_I4)) return DSI_CPU_PLAIN;
+    return w->scale_kind == DSI_SCALE_CHANNEL ? DSI_CPU_A8_ROW : DSI_CPU_A8_BLOCK;
+}
+
+dsi_cpu_operand dsi_cpu_operand_of(uint8_t *data, dsi_dtype dtype, int64_t k, int64_t stride) {
+    return (dsi_cpu_operand){.data = {data},
+                             .bytes = {stride * (int64_t)dsi_dtype_bytes(dtype)},
+                             .stride = {stride},
+                             .dtype = dtype,
+                             .k = k};
+}
+
+void dsi_cpu_operand_take(dsi_cpu_operand *x, int form, int64_t m, dsi_cpu_arena *arena) {
+    if (form == DSI_CPU_PLAIN || x->bytes[form]) return;
+    x->bytes[form] = x->stride[form] = dsi_a8_bytes(x->k);
+    x->data[form] = dsi_cpu_take(arena, m * x->bytes[form]);
+}
+
+void dsi_cpu_operand_fill(const dsi_dev *dev, const dsi_cpu_operand *x, int64_t r0, int64_t r1) {
+    dsi_quantize_fn quantize =
+        x->dtype == DSI_DTYPE_BF16 ? dev->kernels.quantize_a8_bf16 : dev->kernels.quantize_a8_f32;
+    for (int form = DSI_CPU_A8_ROW; form < DSI_CPU_FORMS; form++)
+        for (int64_t r = r0; x->data[form] && r < r1; r++)
+            quantize(x->data[DSI_CPU_PLAIN] + r * x->bytes[DSI_CPU_PLAIN],
+                     x->data[form] + r * x->bytes[form], x->k,
+                     form == DSI_CPU_A8_ROW ? x->k : DSI_BLOCK);
+}
+
+typedef struct fill_job {
+    const dsi_dev *dev;
+    const dsi_cpu_operand *x;
+    int64_t m;
+} fill_job;
+static void fill_rows(void *context, uint32_t thread, uint32_t n_threads) {
+    const fill_job *job = context;
+    uint64_t r0, r1;
+    dsi_pool_share((uint64_t)job->m, 1, thread, n_threads, &r0, &r1);
+    dsi_cpu_operand_fill(job->dev, job->x, (int64_t)r0, (int64_t)r1);
+}
+void dsi_cpu_operand_fill_all(const dsi_dev *dev, const dsi_cpu_operand *x, int64_t m) {
+    if (!x->data[DSI_CPU_A8_ROW] && !x->data[DSI_CPU_A8_BLOCK]) return;
+    fill_job job = {dev, x, m};
+    dsi_cpu_parallel(dev, fill_rows, &job, m == 1 ? 0 : QUANTIZE_WORK * m * x->k);
+}
+
+dsi_matmul_fn dsi_cpu_product(const dsi_dev *dev, const dsi_tensor *w, const dsi_cpu_operand *x,
+                              int64_t r, dsi_matmul_args *a) {
+    int form = dsi_cpu_form(dev, w);
+    a->x = x->data[form] + (a->x_rows ? 0 : r) * x->bytes[form];
+    a->x_stride = x->stride[form];
+    return dsi_cpu_matmul(dev, w, form == DSI_CPU_PLAIN ? x->dtype : DSI_DTYPE_I8, a);
+}
+
 /* ---- Gate, up and SiLU --------------------------------------------------------------------------
  */
 
@@ -87,22 +146,18 @@ void dsi_cpu_gated_columns(const dsi_dev *dev, const dsi_cpu_gated *p, int64_t n
     const int64_t columns = n1 - n0, act = dsi_dtype_bytes(p->h_dtype);
     float *gate = dsi_cpu_take(&own, 2 * dsi_cpu_tile_floats(p->m) * 4);
     float *up = gate + dsi_cpu_tile_floats(p->m);
-    dsi_matmul_args a = {
-        .x_stride = p->x->stride[1], .y = gate, .y_stride = columns, .n0 = n0, .n1 = n1};
+    dsi_matmul_args a = {.y_stride = columns, .n0 = n0, .n1 = n1};
     a.scratch = dsi_cpu_take(&own, dsi_matmul_scratch_bytes(p->gate->ne[0]));
-    dsi_matmul_args b = a;
-    b.y = up;
-    dsi_matmul_fn matmul_gate = dsi_cpu_matmul(dev, p->gate, p->x->dtype, &a);
-    dsi_matmul_fn matmul_up = dsi_cpu_matmul(dev, p->up, p->x->dtype, &b);
     dsi_swiglu_fn swiglu =
         p->h_dtype == DSI_DTYPE_BF16 ? dev->kernels.swiglu_bf16 : dev->kernels.swiglu_f32;
     for (int64_t r = 0; r < p->m; r += DSI_CPU_ROWS_AT_ONCE) {
-        a.m = b.m = dsi_min_i64(DSI_CPU_ROWS_AT_ONCE, p->m - r);
-        a.x_rows = b.x_rows = p->rows ? p->rows + r : NULL;
-        a.x = b.x = dsi_cpu_at(p->x, p->rows ? 0 : r, 0);
-        matmul_gate(&a);
+        a.m = dsi_min_i64(DSI_CPU_ROWS_AT_ONCE, p->m - r);
+        a.x_rows = p->rows ? p->rows + r : NULL;
+        a.y = gate;
+        dsi_cpu_product(dev, p->gate, p->x, r, &a)(&a);
         if (next && r == 0) dsi_cpu_prefetch(next->w, next->row);
-        matmul_up(&b);
+        a.y = up;
+        dsi_cpu_product(dev, p->up, p->x, r, &a)(&a);
         for (int64_t i = 0; i < a.m; i++)
             swiglu(gate + i * columns, up + i * columns, p->h + ((r + i) * p->h_stride + n0) * act,
                    columns);

@@ -36,9 +36,36 @@ int64_t dsi_cpu_tile_floats(int64_t m);
  * prefetch within a matrix, not from its end into another. */
 void dsi_cpu_prefetch(const dsi_tensor *w, int64_t row);
 
+/* ---- Operands
+ * Rows of activations as kernels take them: as they are and, on a device with a8, as records of
+ * quantize_a8 for I8 and I4 weights, whose groups decide how many columns share a multiplier. */
+enum { DSI_CPU_PLAIN, DSI_CPU_A8_ROW, DSI_CPU_A8_BLOCK, DSI_CPU_FORMS };
+typedef struct dsi_cpu_operand {
+    uint8_t *data[DSI_CPU_FORMS];  /* NULL: this form is not there */
+    int64_t bytes[DSI_CPU_FORMS];  /* between rows */
+    int64_t stride[DSI_CPU_FORMS]; /* between rows, as kernels count */
+    dsi_dtype dtype;               /* of the plain form */
+    int64_t k;
+} dsi_cpu_operand;
+
+/* The form that a product with w takes. */
+int dsi_cpu_form(const dsi_dev *dev, const dsi_tensor *w);
+/* Rows of `dtype` at `data`, `stride` elements apart; the other forms are not there. */
+dsi_cpu_operand dsi_cpu_operand_of(uint8_t *data, dsi_dtype dtype, int64_t k, int64_t stride);
+/* Takes room for m rows of a form, unless that is PLAIN or there already. */
+void dsi_cpu_operand_take(dsi_cpu_operand *x, int form, int64_t m, dsi_cpu_arena *arena);
+/* Fills all forms but PLAIN of rows [r0, r1) from it. */
+void dsi_cpu_operand_fill(const dsi_dev *dev, const dsi_cpu_operand *x, int64_t r0, int64_t r1);
+/* The same of m rows on all threads, before a run. */
+void dsi_cpu_operand_fill_all(const dsi_dev *dev, const dsi_cpu_operand *x, int64_t m);
+/* Sets weights and activations of a call, from row r on or, with a->x_rows, from row 0 on. */
+dsi_matmul_fn dsi_cpu_product(const dsi_dev *dev, const dsi_tensor *w, const dsi_cpu_operand *x,
+                              int64_t r, dsi_matmul_args *a);
+
 /* h[i] = silu(gate x) * up x for m rows of x. */
 typedef struct dsi_cpu_gated {
-    const dsi_tensor *x, *gate, *up;
+    const dsi_cpu_operand *x;
+    const dsi_tensor *gate, *up;
     const int32_t *rows; /* NULL, or [m] which rows of x */
     int64_t m;
     uint8_t *h;       /* [m][h_stride] of h_dtype */
