@@ -268,7 +268,7 @@ link = $(CC) $(ldflags) -o $@ $(1) $(static_lib) $(libs)
 
 $(BUILD)/dsinfer: $(dsinfer_obj) $(static_lib)
 	$(step) LD $@
-	$(Q)$(call link,$(dsinfer_obj)) -ldl
+	$(Q)$(call link,$(dsinfer_obj))
 
 $(pages): $(BUILD)/dsinfer tools/dsinfer/pages.sh
 	$(step) PAGES "$(BUILD)/man $(BUILD)/completion"

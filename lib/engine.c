@@ -1,5 +1,6 @@
 /* engine.c: dsi_engine: plans the memory of a model, places it on a device, owns scratch and KV
  * pages. The only file of the library that reads the environment. */
+#include "base/topology.h"
 #include "internal.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,7 +45,7 @@ static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *optio
     dsi_status st = dsi_copy_options(o, sizeof *o, options, "dsi_engine_options", &e->handle.error);
     if (st != DSI_OK) return st;
     read_environment(o);
-    if (!o->n_threads) o->n_threads = dsi_sys_cpu_count();
+    if (!o->n_threads) o->n_threads = dsi_default_threads();
     if (!o->max_context) o->max_context = (uint32_t)dsi_min_i64(c->max_position, DEFAULT_CONTEXT);
     if (!o->kv_tokens) o->kv_tokens = 2 * o->max_context;
     const struct {

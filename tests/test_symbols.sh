@@ -44,7 +44,7 @@ readelf -d "$library" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' >"$work/needed"
 while IFS= read -r name; do
     case $name in
     libc.so.* | libm.so.* | ld-linux*) ;;
-    libpthread.so.0) ;; # its own file in glibc before 2.34, part of libc since
+    libpthread.so.0 | libdl.so.2) ;; # files of their own in glibc before 2.34, part of libc since
     *) fail "$library needs $name; only libc and libm are allowed" ;;
     esac
 done <"$work/needed"

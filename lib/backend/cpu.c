@@ -1,7 +1,7 @@
 /* cpu.c: the CPU as the first plug-in of backend.h. It implements every op and is the oracle that
  * other back-ends are compared with. Ops run at once on the calling thread and its pool. */
 #include "cpu.h"
-#include "../base/sys.h"
+#include "../base/topology.h"
 #include "backends.h"
 #include "cpu_isa.h"
 #include "cpu_selftest.h"
@@ -137,7 +137,7 @@ static dsi_status cpu_device_open(uint32_t index, const char *options, const dsi
     dsi_status st = choose_kernels(dev, kernels, set, note, sizeof note);
     uint32_t n = (uint32_t)strtoul(threads, NULL, 10);
     if (st == DSI_OK)
-        st = dsi_pool_new(n ? n : dsi_sys_cpu_count(), &dev->log, &dev->pool, &open_error);
+        st = dsi_pool_new(n ? n : dsi_default_threads(), &dev->log, &dev->pool, &open_error);
     if (st == DSI_OK) {
         dev->n_threads = dsi_pool_size(dev->pool);
         dev->shares =

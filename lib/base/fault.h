@@ -36,7 +36,10 @@
     X(THREAD, "pthread_create", EAGAIN)                                                            \
     X(MUTEX, "pthread_mutex_init", ENOMEM)                                                         \
     X(COND, "pthread_cond_init", ENOMEM)                                                           \
-    X(ARCH_PRCTL, "arch_prctl", ENOSPC)
+    X(ARCH_PRCTL, "arch_prctl", ENOSPC)                                                            \
+    X(GETAFFINITY, "sched_getaffinity", EINVAL)                                                    \
+    X(SETAFFINITY, "sched_setaffinity", EINVAL)                                                    \
+    X(MADVISE, "madvise", ENOMEM)
 
 typedef enum dsi_call {
 #define DSI_CALL_CODE(name, text, code) DSI_CALL_##name,

@@ -5,6 +5,7 @@
 
 #include "base.h"
 #include <pthread.h>
+#include <stdatomic.h>
 
 /* ---- Memory (sys_memory.c): all of it counted by class, and taken from the caller's allocator if
  * he has set one ---- */
@@ -22,8 +23,8 @@ typedef enum dsi_memory_class {
 /* DSI_MEMORY_SCOPE(TEXT); until the end of the block around it, what this thread allocates counts
  * as TEXT. Scopes of called functions take precedence; a block that grows keeps its class. */
 #define DSI_MEMORY_SCOPE(name)                                                                     \
-    __attribute__((cleanup(dsi_memory_leave), unused)) const dsi_memory_class                      \
-        dsi_memory_before_##name = dsi_memory_enter(DSI_MEMORY_##name)
+    __attribute__((cleanup(dsi_memory_leave), unused))                                             \
+    const dsi_memory_class dsi_memory_before_##name = dsi_memory_enter(DSI_MEMORY_##name)
 dsi_memory_class dsi_memory_enter(dsi_memory_class owner);
 void dsi_memory_leave(const dsi_memory_class *before);
 
@@ -59,6 +60,9 @@ void dsi_sys_munmap_file(const void *data, uint64_t n_bytes);
  * a directory, a pipe, a read error), NOMEM, FORMAT (too large, or empty for dsi_sys_map). */
 dsi_status dsi_sys_read_file(const char *path, uint64_t max_bytes, char **text, uint64_t *n_bytes,
                              dsi_error *error);
+/* A small file of /proc or /sys, which do not tell their size, zero-terminated: the first
+ * n_bytes - 1 of it. False, and "", if it is not there, not a regular file, empty or unreadable. */
+bool dsi_sys_read_text(const char *path, char *text, size_t n_bytes);
 /* What stands at `path`, symbolic links followed. NOTHING is an answer; that the system does not
  * tell (no permission, a disk error) is DSI_E_IO: a file must not be missed because of that. */
 typedef enum dsi_sys_sort {
@@ -145,13 +149,38 @@ int dsi_sys_cond_init(pthread_cond_t *cond);    /* 0 or an errno code; on CLOCK_
  * (INFINITY: without end): false once it has, true after a wake-up. Wake-ups may be spurious: look
  * at the condition again in either case. */
 bool dsi_sys_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *mutex, double deadline);
-uint32_t dsi_sys_cpu_count(void);        /* CPUs this process may use, at least 1 */
 uint64_t dsi_sys_memory_available(void); /* MemAvailable in bytes, 0 if unknown */
 double dsi_sys_seconds(void);            /* CLOCK_MONOTONIC */
 /* Asks Linux to let this process use the tiles of AMX, all its threads, those that exist and those
  * to come; a process keeps the permission. 0 or an errno code: ENOSPC where an alternate signal
  * stack is too small for their state, others where kernel or CPU do not have them. */
 int dsi_sys_permit_amx(void);
-int64_t dsi_sys_getpid(void);            /* differs after fork(): the child is another process */
+int64_t dsi_sys_getpid(void); /* differs after fork(): the child is another process */
+
+/* ---- CPUs, and sleeping on a word of memory (sys_cpu.c) ---- */
+
+enum { DSI_MAX_CPUS = 8192 }; /* the kernel's largest build */
+typedef struct dsi_cpu_mask {
+    uint64_t words[DSI_MAX_CPUS / 64];
+} dsi_cpu_mask;
+static inline bool dsi_cpu_mask_has(const dsi_cpu_mask *mask, uint32_t cpu) {
+    return cpu < DSI_MAX_CPUS && (mask->words[cpu / 64] >> cpu % 64 & 1) != 0;
+}
+static inline void dsi_cpu_mask_add(dsi_cpu_mask *mask, uint32_t cpu) {
+    if (cpu < DSI_MAX_CPUS) mask->words[cpu / 64] |= UINT64_C(1) << cpu % 64;
+}
+
+/* The CPUs that this thread, and threads it starts, may use; false (and those that are online) if
+ * the system does not say. At least one in any case. */
+bool dsi_sys_affinity(dsi_cpu_mask *mask);
+uint32_t dsi_sys_cpu_count(void); /* how many that are */
+/* 0 or an errno code. */
+int dsi_sys_set_affinity(pthread_t thread, const dsi_cpu_mask *mask);
+/* The CPU this thread runs on now; -1 if unknown. No call of the system on common machines. */
+int dsi_sys_current_cpu(void);
+
+/* Sleeps while *word is `value`, until a wake; may return before: look at the word again. */
+void dsi_sys_futex_wait(atomic_uint *word, unsigned value);
+void dsi_sys_futex_wake(atomic_uint *word); /* all that sleep on it */
 
 #endif

@@ -276,15 +276,22 @@ void dsi_sys_reader_close(dsi_sys_reader *reader) {
     reader->fd = -1;
 }
 
+bool dsi_sys_read_text(const char *path, char *text, size_t n_bytes) {
+    struct stat info;
+    int fd = open_to_read(path);
+    text[0] = 0;
+    if (fd < 0) return false;
+    int64_t n = -1;
+    if (sys_fstat(fd, &info) == 0 && S_ISREG(info.st_mode)) n = sys_pread(fd, text, n_bytes - 1, 0);
+    dsi_sys_close(fd);
+    text[n > 0 ? n : 0] = 0;
+    return n > 0;
+}
+
 uint64_t dsi_sys_memory_available(void) {
     static const char key[] = "\nMemAvailable:";
     char text[4096];
-    int fd = open_to_read("/proc/meminfo");
-    if (fd < 0) return 0;
-    int64_t n = sys_pread(fd, text, sizeof text - 1, 0);
-    dsi_sys_close(fd);
-    if (n < 0) return 0;
-    text[n] = '\0';
+    if (!dsi_sys_read_text("/proc/meminfo", text, sizeof text)) return 0;
     const char *at = strstr(text, key);
     if (at == NULL) return 0;
     at += sizeof key - 1;

@@ -3,7 +3,6 @@
 #include "fault.h"
 #include "sys.h"
 
-#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -56,16 +55,6 @@ bool dsi_sys_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *mutex, doubl
 }
 
 /* ---- The machine ---- */
-
-uint32_t dsi_sys_cpu_count(void) {
-    /* The kernel refuses a mask shorter than its own; 8 sets hold 8192 CPUs, its largest build. */
-    cpu_set_t sets[8];
-    memset(sets, 0, sizeof sets);
-    long count = 0;
-    if (sched_getaffinity(0, sizeof sets, sets) == 0) count = CPU_COUNT_S(sizeof sets, sets);
-    if (count < 1) count = sysconf(_SC_NPROCESSORS_ONLN);
-    return count < 1 ? 1 : (uint32_t)count;
-}
 
 int dsi_sys_permit_amx(void) {
 #if defined(__x86_64__) && defined(SYS_arch_prctl)

@@ -76,8 +76,7 @@ bool doctor_key(const char *text, const char *key, uint64_t *value);
 /* How many numbers "0-3,8" names; 0 if it is no such list. */
 uint32_t doctor_list_count(const char *list);
 /* What the control group of this process allows, version 1 or 2, the tightest of all its parents;
- * false: no limit, or none to be seen. quota: CPUs. used: bytes without clean file pages. */
-bool doctor_cpu_quota(const doctor_facts *facts, double *cpus);
+ * false: no limit, or none to be seen. used: bytes without clean file pages. */
 bool doctor_memory_limit(const doctor_facts *facts, uint64_t *limit, uint64_t *used);
 
 #endif

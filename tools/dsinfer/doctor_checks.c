@@ -1,6 +1,7 @@
 /* doctor_checks.c: judges processor, kernels, clock, limits and disk; memory is in
  * doctor_memory.c. A check that cannot see what it needs says "unknown" and is no failure. */
 #include "../../kernels/kernels.h"
+#include "../../lib/base/topology.h"
 #include "doctor.h"
 #include <stdarg.h>
 #include <stdlib.h>
@@ -123,13 +124,12 @@ static void check_processor(doctor_report *r) {
 static void check_kernel_set(doctor_report *r) {
     const doctor_facts *f = r->facts;
     bool vector = (f->isa & ~(uint32_t)DSI_ISA_REF) != 0;
-    doctor_line *line =
-        doctor_add(r, "kernels", vector ? DOCTOR_OK : DOCTOR_WARN, "%s; %s%s%s%s%s%s", f->kernels,
-                   doctor_tr(r, "this CPU has ref", "本机支持 ref"),
-                   f->isa & DSI_ISA_AVX2 ? ", avx2" : "", f->isa & DSI_ISA_AVX512 ? ", avx512" : "",
-                   f->isa & DSI_ISA_AVX512VNNI ? ", avx512vnni" : "",
-                   f->isa & DSI_ISA_AVX512BF16 ? ", avx512bf16" : "",
-                   f->isa & DSI_ISA_AMX ? ", amx" : "");
+    doctor_line *line = doctor_add(
+        r, "kernels", vector ? DOCTOR_OK : DOCTOR_WARN, "%s; %s%s%s%s%s%s", f->kernels,
+        doctor_tr(r, "this CPU has ref", "本机支持 ref"), f->isa & DSI_ISA_AVX2 ? ", avx2" : "",
+        f->isa & DSI_ISA_AVX512 ? ", avx512" : "",
+        f->isa & DSI_ISA_AVX512VNNI ? ", avx512vnni" : "",
+        f->isa & DSI_ISA_AVX512BF16 ? ", avx512bf16" : "", f->isa & DSI_ISA_AMX ? ", amx" : "");
     if (vector) return;
     doctor_want(line, doctor_tr(r, "AVX2, FMA and F16C, or it is tens of times slower",
                                 "AVX2、FMA、F16C，否则慢几十倍"));
@@ -168,6 +168,36 @@ static void check_selftest(doctor_report *r) {
     if (slow) doctor_mend(line, "uptime");
 }
 
+/* Cores, caches and nodes behind the allowed CPUs, the quota, and the threads that come of it. */
+static void add_topology(doctor_report *r, doctor_line *line, const char *allowed) {
+    dsi_cpu_mask mask = {{0}};
+    dsi_topology t;
+    if (!dsi_cpu_list(allowed, &mask) ||
+        dsi_topology_read(r->facts->root, &mask, &t, NULL) != DSI_OK)
+        return;
+    size_t at = strlen(line->value);
+    at += (size_t)snprintf(
+        line->value + at, sizeof line->value - at,
+        doctor_tr(r, "; %u cores, %u L3, %u nodes by %s", "；%u 核，%u 个 L3，%u 个节点（%s）"),
+        t.n_cores, t.n_l3, t.n_nodes, t.source);
+    if (t.quota > 0)
+        at += (size_t)snprintf(
+            line->value + at, sizeof line->value - at,
+            doctor_tr(r, "; the control group pays for %.2f", "；控制组配额 %.2f 个"), t.quota);
+    snprintf(line->value + at, sizeof line->value - at,
+             doctor_tr(r, "; threads by default: %u", "；默认线程数 %u"), dsi_topology_threads(&t));
+    if (t.quota > 0 && t.quota < t.n_cores) {
+        line->verdict = DOCTOR_WARN;
+        doctor_want(line, doctor_tr(r, "a quota for every core: it is what leaves the others idle",
+                                    "配额不少于核数：其余的核因配额而闲置"));
+        doctor_mend(line,
+                    "docker update --cpus %u CONTAINER || systemctl set-property UNIT "
+                    "CPUQuota=%u00%%",
+                    t.n_cores, t.n_cores);
+    }
+    dsi_topology_free(&t);
+}
+
 static void check_cpus(doctor_report *r) {
     static const char path[] = "/proc/self/status",
                       online_path[] = "/sys/devices/system/cpu/online";
@@ -188,17 +218,7 @@ static void check_cpus(doctor_report *r) {
             ? doctor_add(r, "cpus", DOCTOR_OK, doctor_tr(r, "%u allowed", "可用 %u 个"), n)
             : doctor_add(r, "cpus", DOCTOR_OK,
                          doctor_tr(r, "%u allowed of %u", "可用 %u 个，共 %u 个"), n, n_online);
-    double quota;
-    if (!doctor_cpu_quota(r->facts, &quota)) return;
-    uint32_t threads = quota < 1 ? 1 : (uint32_t)quota;
-    size_t at = strlen(line->value);
-    snprintf(line->value + at, sizeof line->value - at,
-             doctor_tr(r, "; the control group pays for %.2f", "；控制组配额 %.2f 个"), quota);
-    if (quota >= (double)n) return;
-    line->verdict = DOCTOR_WARN;
-    doctor_want(line, doctor_tr(r, "threads within the quota: the others stop all of a step",
-                                "线程数不超过配额：超出的线程会让每一步都停下来等"));
-    doctor_mend(line, "export DSINFER_THREADS=%u", threads);
+    add_topology(r, line, allowed);
 }
 
 /* ---- Clock ----------------------------------------------------------------------------------- */
