@@ -9,7 +9,7 @@
  * of 128 columns costs one multiply-add per 16 dot products, where a sum over the columns of one
  * row would cost one per 4.
  *
- * One or two activation rows: weights are decoded in registers, straight from the file's bytes:
+ * Up to four activation rows: weights are decoded in registers, straight from the file's bytes:
  * four row loads, a transpose of 128-bit lanes. More: a panel of 16 weight rows is decoded into
  * scratch once for all of them, and totals wait there between two panels of a row. Both decode to
  * the same numbers and add in the same order, so the answers have the same bits. */
@@ -33,8 +33,7 @@ enum {
     DSI_PANEL_M_MAX = 192,    /* rows whose totals and columns of x stay in a cache of 1 MB */
     DSI_X_CACHED = 384 << 10, /* bytes of x that stay in a cache from one panel to the next */
     DSI_TILE_M = 6,           /* 6 x 4 sums, 4 weights, 1 activation: 29 of 32 registers */
-    DSI_DIRECT_M = 2,         /* up to this many rows without a panel */
-    DSI_PREFETCH_BYTES = 1536 /* distance ahead in each of the weight rows being read */
+    DSI_DIRECT_M = 4          /* up to this many rows without a panel */
 };
 
 DSI_INLINE int64_t dsi_min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -85,127 +84,101 @@ DSI_INLINE void dsi_quad_finish(const dsi_matmul_args *a, const float *total, in
         }
 }
 
-/* ---- One or two rows: weights decoded in registers ------------------------------------------ */
+/* ---- Few rows: weights decoded in registers -------------------------------------------------- */
 
-/* Weight rows n.. against activation rows 0.. of the call. */
+/* A quad of weight rows against all activation rows of the call. */
 typedef struct dsi_quad_tile {
     const uint8_t *w; /* row n */
-    int64_t w_bytes;  /* from one row to the next */
+    int64_t w_bytes;  /* from one row to the next; 0: row n alone, four times */
     int64_t n;
     const uint8_t *x[DSI_DIRECT_M];
-    float *total; /* [x row][quad][16] */
+    float *total; /* [x row][16] */
 } dsi_quad_tile;
 
 /* part += the products of the last `count` columns, less than a chunk, from column k on. */
 DSI_INLINE void dsi_quad_direct_tail(const dsi_quad_tile *t, int64_t k, int64_t count, int rows,
-                                     int quads, dsi_dtype w,
-                                     __m512 part[DSI_DIRECT_M][DSI_PANEL_QUADS]) {
+                                     dsi_dtype w, __m512 part[DSI_DIRECT_M]) {
     __m512i weights[DSI_QUAD_CHUNK_MAX / DSI_QUAD_GROUP];
-    DSI_UNROLL
-    for (int q = 0; q < quads; q++) {
-        const uint8_t *at = t->w + q * DSI_QUAD_N * t->w_bytes + k * dsi_element_bytes(w);
-        dsi_quad_decode(w, at, t->w_bytes, DSI_QUAD_N, count, weights);
-        for (int64_t c = 0; c < count; c += DSI_QUAD_GROUP) {
-            DSI_UNROLL
-            for (int i = 0; i < rows; i++)
-                part[i][q] = dsi_quad_dot(part[i][q], weights[c / DSI_QUAD_GROUP],
-                                          dsi_quad_x(t->x[i] + (k + c) * 2, count - c));
-        }
+    dsi_quad_decode(w, t->w + k * dsi_element_bytes(w), t->w_bytes, DSI_QUAD_N, count, weights);
+    for (int64_t c = 0; c < count; c += DSI_QUAD_GROUP) {
+        DSI_UNROLL
+        for (int i = 0; i < rows; i++)
+            part[i] = dsi_quad_dot(part[i], weights[c / DSI_QUAD_GROUP],
+                                   dsi_quad_x(t->x[i] + (k + c) * 2, count - c));
     }
 }
 
-/* part += the products of a whole chunk of columns from k on; asks for the bytes `ahead` of it. */
-DSI_INLINE void dsi_quad_direct_chunk(const dsi_quad_tile *t, int64_t k, int64_t ahead, int rows,
-                                      int quads, dsi_dtype w,
-                                      __m512 part[DSI_DIRECT_M][DSI_PANEL_QUADS]) {
+/* part += the products of a whole chunk of columns from k on. */
+DSI_INLINE void dsi_quad_direct_chunk(const dsi_quad_tile *t, int64_t k, int rows, dsi_dtype w,
+                                      __m512 part[DSI_DIRECT_M]) {
     const int64_t bytes = dsi_element_bytes(w), columns = 16 / bytes;
+    dsi_quad_codes codes = dsi_quad_load(t->w + k * bytes, t->w_bytes, DSI_QUAD_N, 64);
     DSI_UNROLL
-    for (int q = 0; q < quads; q++) {
-        const uint8_t *at = t->w + q * DSI_QUAD_N * t->w_bytes + k * bytes;
-        DSI_UNROLL
-        for (int r = 0; r < DSI_QUAD_N; r++)
-            _mm_prefetch((const char *)((uintptr_t)at + (uintptr_t)(r * t->w_bytes + ahead)),
-                         _MM_HINT_T0);
-        dsi_quad_codes codes = dsi_quad_load(at, t->w_bytes, DSI_QUAD_N, 64);
-        DSI_UNROLL
-        for (int c = 0; c < 4; c++) {
-            dsi_quad_pair weights = dsi_quad_widen(w, codes.lanes[c]);
-            DSI_UNROLL
-            for (int i = 0; i < rows; i++) {
-                const uint8_t *x = t->x[i] + (k + c * columns) * 2;
-                part[i][q] = dsi_quad_dot(part[i][q], weights.first, dsi_quad_x(x, DSI_QUAD_GROUP));
-                if (columns > DSI_QUAD_GROUP)
-                    part[i][q] = dsi_quad_dot(part[i][q], weights.second,
-                                              dsi_quad_x(x + 16, DSI_QUAD_GROUP));
-            }
-        }
-    }
-}
-
-/* `rows` activation rows and `quads` quads (constants) over all columns. */
-DSI_INLINE void dsi_quad_direct_run(const dsi_matmul_args *a, const dsi_quad_tile *tile, int rows,
-                                    int quads, dsi_dtype w) {
-    const dsi_quad_tile t = *tile;
-    const int64_t bytes = dsi_element_bytes(w), chunk = 64 / bytes, k = a->k;
-    /* Behind the end of a row lies the beginning of the row that the next tile will read. */
-    const int64_t next_tile = quads * DSI_QUAD_N * t.w_bytes - k * bytes;
-    for (int64_t kb = 0; kb < k; kb += DSI_BLOCK) {
-        const int64_t end = dsi_min(kb + DSI_BLOCK, k);
-        int64_t ahead = DSI_PREFETCH_BYTES, c = kb;
-        if (kb * bytes + ahead >= k * bytes) ahead += next_tile;
-        __m512 part[DSI_DIRECT_M][DSI_PANEL_QUADS];
+    for (int c = 0; c < 4; c++) {
+        dsi_quad_pair weights = dsi_quad_widen(w, codes.lanes[c]);
         DSI_UNROLL
         for (int i = 0; i < rows; i++) {
-            DSI_UNROLL
-            for (int q = 0; q < quads; q++) part[i][q] = _mm512_setzero_ps();
-        }
-        for (; c + chunk <= end; c += chunk)
-            dsi_quad_direct_chunk(&t, c, ahead, rows, quads, w, part);
-        if (c < end) dsi_quad_direct_tail(&t, c, end - c, rows, quads, w, part);
-        __asm__ volatile("" ::: "memory"); /* as in dsi_quad_panel_tile */
-        DSI_UNROLL
-        for (int q = 0; q < quads; q++) {
-            const bool scaled = w == DSI_DTYPE_E4M3;
-            __m512 scale = _mm512_setzero_ps();
-            if (scaled) scale = dsi_quad_scale(a, t.n + q * DSI_QUAD_N, kb / DSI_BLOCK);
-            DSI_UNROLL
-            for (int i = 0; i < rows; i++)
-                dsi_quad_add(t.total + (i * quads + q) * 16, scale, part[i][q], scaled);
+            const uint8_t *x = t->x[i] + (k + c * columns) * 2;
+            part[i] = dsi_quad_dot(part[i], weights.first, dsi_quad_x(x, DSI_QUAD_GROUP));
+            if (columns > DSI_QUAD_GROUP)
+                part[i] = dsi_quad_dot(part[i], weights.second, dsi_quad_x(x + 16, DSI_QUAD_GROUP));
         }
     }
 }
 
-/* The weight rows of `quads` quads from n on, or row n alone, four times. */
+/* `rows` activation rows (a constant) over all columns. The sums of one block wait for each other,
+ * those of different blocks do not, and the CPU looks several blocks ahead. */
+DSI_INLINE void dsi_quad_direct_run(const dsi_matmul_args *a, const dsi_quad_tile *tile, int rows,
+                                    dsi_dtype w) {
+    const dsi_quad_tile t = *tile;
+    const int64_t bytes = dsi_element_bytes(w), chunk = 64 / bytes, k = a->k;
+    /* What the next quad will read, in the order of memory: see kernels/README.md. */
+    uintptr_t ahead = (uintptr_t)t.w + (uintptr_t)(DSI_QUAD_N * a->w_stride * bytes);
+    for (int64_t kb = 0; kb < k; kb += DSI_BLOCK) {
+        const int64_t end = dsi_min(kb + DSI_BLOCK, k);
+        int64_t c = kb;
+        __m512 part[DSI_DIRECT_M];
+        DSI_UNROLL
+        for (int i = 0; i < rows; i++) part[i] = _mm512_setzero_ps();
+        for (; c + chunk <= end; c += chunk) {
+            for (int64_t b = 0; b < DSI_QUAD_N; b++, ahead += 64)
+                _mm_prefetch((const char *)ahead, _MM_HINT_T0);
+            dsi_quad_direct_chunk(&t, c, rows, w, part);
+        }
+        if (c < end) dsi_quad_direct_tail(&t, c, end - c, rows, w, part);
+        const bool scaled = w == DSI_DTYPE_E4M3;
+        __m512 scale = scaled ? dsi_quad_scale(a, t.n, kb / DSI_BLOCK) : _mm512_setzero_ps();
+        DSI_UNROLL
+        for (int i = 0; i < rows; i++) dsi_quad_add(t.total + i * 16, scale, part[i], scaled);
+    }
+}
+
+/* Weight rows n to n + 3, or row n alone. */
 DSI_INLINE void dsi_quad_direct_tile(const dsi_matmul_args *a, int64_t n, bool alone, int rows,
-                                     int quads, dsi_dtype w) {
-    _Alignas(64) float total[DSI_DIRECT_M * DSI_PANEL_QUADS * 16];
+                                     dsi_dtype w) {
+    _Alignas(64) float total[DSI_DIRECT_M * 16];
     dsi_quad_tile t = {.w = a->w + n * a->w_stride * dsi_element_bytes(w),
                        .w_bytes = alone ? 0 : a->w_stride * dsi_element_bytes(w),
                        .n = n,
                        .total = total};
     DSI_UNROLL
-    for (int r = 0; r < rows; r++) t.x[r] = dsi_quad_x_row(a, r);
-    for (int r = 0; r < rows * quads; r++) _mm512_store_ps(total + r * 16, _mm512_setzero_ps());
-    dsi_quad_direct_run(a, &t, rows, quads, w);
+    for (int r = 0; r < rows; r++) {
+        t.x[r] = dsi_quad_x_row(a, dsi_min(r, a->m - 1));
+        _mm512_store_ps(total + r * 16, _mm512_setzero_ps());
+    }
+    dsi_quad_direct_run(a, &t, rows, w);
     dsi_matmul_args one = *a;
     if (alone) one.n1 = n + 1;
-    dsi_quad_finish(&one, total, 0, rows, n, quads);
+    dsi_quad_finish(&one, total, 0, dsi_min(rows, a->m), n, 1);
 }
 
-/* The last tile of a range begins early rather than end late: an output made twice has the same
+/* The last quad of a range begins early rather than end late: an output made twice has the same
  * bits. */
 DSI_INLINE void dsi_quad_direct(const dsi_matmul_args *a, int rows, dsi_dtype w) {
-    const int64_t count = a->n1 - a->n0;
     int64_t n = a->n0;
-    if (count >= DSI_PANEL_N) {
-        for (; n < a->n1; n += DSI_PANEL_N)
-            dsi_quad_direct_tile(a, dsi_min(n, a->n1 - DSI_PANEL_N), false, rows, DSI_PANEL_QUADS,
-                                 w);
-        return;
-    }
-    for (; count >= DSI_QUAD_N && n < a->n1; n += DSI_QUAD_N)
-        dsi_quad_direct_tile(a, dsi_min(n, a->n1 - DSI_QUAD_N), false, rows, 1, w);
-    for (; n < a->n1; n++) dsi_quad_direct_tile(a, n, true, rows, 1, w);
+    for (; a->n1 - a->n0 >= DSI_QUAD_N && n < a->n1; n += DSI_QUAD_N)
+        dsi_quad_direct_tile(a, dsi_min(n, a->n1 - DSI_QUAD_N), false, rows, w);
+    for (; n < a->n1; n++) dsi_quad_direct_tile(a, n, true, rows, w);
 }
 
 /* ---- More rows: a decoded panel ------------------------------------------------------------- */
@@ -322,7 +295,7 @@ DSI_INLINE int64_t dsi_quad_tile_rows(int64_t left) {
     return dsi_min(left, DSI_TILE_M);
 }
 
-/* Points `ahead` at the panel that is used a little after p: of few rows four steps along K later,
+/* Points `ahead` at the panel that is read a little after p: of few rows four steps along K later,
  * of many the next one in the order of dsi_quad_panels on weight rows [n, n1). Behind the end of a
  * row of few lies the next panel; the addresses need not exist. */
 DSI_INLINE void dsi_quad_panel_ahead(const dsi_matmul_args *a, dsi_quad_panel *p, int64_t n,
@@ -367,12 +340,13 @@ DSI_INLINE void dsi_quad_panels(const dsi_matmul_args *a, dsi_quad_panel *p, int
 
 /* The matmul of weights of type w (a constant) and bf16 activations. */
 DSI_INLINE void dsi_matmul_quads(const dsi_matmul_args *a, dsi_dtype w) {
-    if (a->m == 1) {
-        dsi_quad_direct(a, 1, w);
-        return;
-    }
-    if (a->m == 2) {
-        dsi_quad_direct(a, 2, w);
+    if (a->m <= DSI_DIRECT_M) {
+        if (a->m == 1)
+            dsi_quad_direct(a, 1, w);
+        else if (a->m == 2)
+            dsi_quad_direct(a, 2, w);
+        else if (a->m > 2)
+            dsi_quad_direct(a, 4, w);
         return;
     }
     if (a->k == 0) { /* no scratch either */
