@@ -26,5 +26,7 @@ static _Thread_local amx_state dsi_double_tiles;
 #define _tile_dpbusd(c, a, b) amx_dpb(&dsi_double_tiles, (c), (a), (b), false, true)
 #define dsi_matmul_fp8_bf16__amx dsi_matmul_fp8_bf16__amx_double
 #define dsi_matmul_bf16_bf16__amx dsi_matmul_bf16_bf16__amx_double
+#define dsi_matmul_i8_a8__amx dsi_matmul_i8_a8__amx_double
+#define dsi_matmul_i4_a8__amx dsi_matmul_i4_a8__amx_double
 
 #endif

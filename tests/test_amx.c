@@ -299,11 +299,13 @@ static void test_model_refuses(void **state) {
 static const struct pair {
     const char *symbol;
     dsi_matmul_fn real, twin;
-    bool fp8;
+    dsi_dtype w;
+    bool a8;
 } pairs[] = {
-    {"matmul_fp8_bf16", dsi_matmul_fp8_bf16__amx, dsi_matmul_fp8_bf16__amx_double, true},
-    {"matmul_bf16_bf16", dsi_matmul_bf16_bf16__amx, dsi_matmul_bf16_bf16__amx_double, false},
-};
+#define PAIR(stem, w, a8)                                                                          \
+    { #stem, dsi_##stem##__amx, dsi_##stem##__amx_double, w, a8 }
+    PAIR(matmul_fp8_bf16, DSI_DTYPE_E4M3, false), PAIR(matmul_bf16_bf16, DSI_DTYPE_BF16, false),
+    PAIR(matmul_i8_a8, DSI_DTYPE_I8, true), PAIR(matmul_i4_a8, DSI_DTYPE_I4, true)};
 
 /* What one thread does: its own seed, its own buffers. */
 typedef struct work {
@@ -312,15 +314,18 @@ typedef struct work {
     char why[160];
 } work;
 
-enum { MAX_M = 70, MAX_N = 90, MAX_K = 560, STRIDE = MAX_K + 8 };
+enum { MAX_M = 70, MAX_N = 90, MAX_K = 560, STRIDE = MAX_K + 8, MAX_GROUPS = MAX_K / 32 + 1 };
+enum { RECORD = 832 }; /* bytes of a record of MAX_K columns, and more */
 typedef struct buffers {
     uint16_t x[MAX_M * STRIDE];
     uint8_t w[MAX_N * STRIDE * 2 + 1];
-    float scale[2 * 8];
+    float scale[MAX_N * MAX_GROUPS];
     int32_t rows[MAX_M];
     float y[2][MAX_M * MAX_N];
+    _Alignas(64) uint8_t record[MAX_M * RECORD];
     _Alignas(64) uint8_t scratch[32 * 4 * (MAX_K + 64)];
 } buffers;
+_Static_assert(STRIDE % 8 == 0, "rows of four bits begin at whole words");
 
 static uint64_t draw(work *w) {
     w->seed = w->seed * 6364136223846793005u + 1442695040888963407u;
@@ -328,22 +333,42 @@ static uint64_t draw(work *w) {
 }
 static int64_t draw_below(work *w, int64_t n) { return (int64_t)(draw(w) % (uint64_t)n); }
 
-static void compare(work *job, buffers *b, const struct pair *p, int64_t m, int64_t n, int64_t k) {
-    int64_t n0 = draw_below(job, MAX_N - n + 1);
+/* Random numbers, none of them NaN: which of two comes out of a multiply-add is the compiler's
+ * choice. */
+static void fill(work *job, buffers *b, dsi_dtype w) {
     for (int64_t i = 0; i < MAX_M * STRIDE; i++) {
         uint64_t bits = draw(job);
         b->x[i] = (uint16_t)((bits & 0x8000u) | (0x3E80u + bits % 0x280u));
     }
-    /* No NaN: which of two comes out of a multiply-add is the compiler's choice. */
     for (size_t i = 0; i < sizeof b->w; i++) {
         b->w[i] = (uint8_t)draw(job);
-        if ((b->w[i] & 0x7F) == 0x7F) b->w[i] ^= 1;
+        if (w == DSI_DTYPE_E4M3 && (b->w[i] & 0x7F) == 0x7F) b->w[i] ^= 1;
+        if (w == DSI_DTYPE_BF16 && i % 2 == 0) b->w[i] = (uint8_t)(b->w[i] & 0x80) | 0x3E;
     }
-    /* bf16 weights of usual size: the exponent's upper bits from a small set */
-    for (size_t i = 2; i < sizeof b->w && !p->fp8; i += 2)
-        b->w[i] = (uint8_t)(b->w[i] & 0x80) | 0x3E;
-    for (int i = 0; i < 16; i++) b->scale[i] = (float)(1 + draw_below(job, 100)) * 0.01f;
+    for (int i = 0; i < MAX_N * MAX_GROUPS; i++)
+        b->scale[i] = (float)(1 + draw_below(job, 100)) * 0.01f;
     for (int i = 0; i < MAX_M; i++) b->rows[i] = (int32_t)draw_below(job, MAX_M);
+}
+
+/* Groups of 32, 64 or 128 columns, or one for the row; x likewise. */
+static void quantise(work *job, buffers *b, dsi_matmul_args *a) {
+    static const int64_t groups[] = {32, 64, 128, 0};
+    const int64_t row = a->k > 0 ? a->k : 1, group = groups[draw_below(job, 4)];
+    a->group_k = group > 0 ? group : row;
+    a->group_n = draw_below(job, 2) ? 1 : 128;
+    a->scale_dtype = DSI_DTYPE_F32;
+    a->scale_stride = MAX_GROUPS;
+    a->x_group = draw_below(job, 2) ? 128 : row;
+    assert_true(dsi_a8_bytes(a->k) <= RECORD);
+    for (int64_t i = 0; i < MAX_M; i++)
+        dsi_quantize_a8_bf16__ref(b->x + i * STRIDE, b->record + i * RECORD, a->k, a->x_group);
+    a->x = b->record;
+    a->x_stride = RECORD;
+}
+
+static void compare(work *job, buffers *b, const struct pair *p, int64_t m, int64_t n, int64_t k) {
+    int64_t n0 = draw_below(job, MAX_N - n + 1);
+    fill(job, b, p->w);
     dsi_matmul_args a = {.x = b->x,
                          .x_stride = STRIDE,
                          .x_rows = draw_below(job, 2) ? b->rows : NULL,
@@ -358,6 +383,7 @@ static void compare(work *job, buffers *b, const struct pair *p, int64_t m, int6
                          .n1 = n0 + n,
                          .k = k,
                          .scratch = b->scratch};
+    if (p->a8) quantise(job, b, &a);
     memset(b->y, 0xAA, sizeof b->y);
     p->real(&a);
     job->n_products += tiles.n_products;
@@ -452,8 +478,7 @@ static void test_permission(void **state) {
 /* Every set holds those below it, by the names that options take. */
 static void test_sets(void **state) {
     (void)state;
-    static const char *const names[] = {"amx",    "avx512bf16", "avx512vnni",
-                                        "avx512", "avx2",       "ref"};
+    static const char *const names[] = {"amx", "avx512bf16", "avx512vnni", "avx512", "avx2", "ref"};
     uint32_t n;
     const dsi_cpu_set *sets = dsi_cpu_sets(&n);
     assert_int_equal(n, 6);

@@ -33,12 +33,12 @@ static const uint8_t dsi_e4m3_bf16_high[128] = {
     // clang-format on
 };
 
-/* Of every 16 bytes of codes the first eight, and the other eight. */
-typedef struct dsi_e4m3_bf16 {
+/* Of every 16 bytes the first eight widened to 16 bits, and the other eight. */
+typedef struct dsi_wide {
     __m512i first, second;
-} dsi_e4m3_bf16;
+} dsi_wide;
 
-DSI_INLINE dsi_e4m3_bf16 dsi_e4m3_to_bf16(__m512i codes) {
+DSI_INLINE dsi_wide dsi_e4m3_to_bf16(__m512i codes) {
     const __m512i low0 = _mm512_loadu_si512(dsi_e4m3_bf16_low);
     const __m512i low1 = _mm512_loadu_si512(dsi_e4m3_bf16_low + 64);
     const __m512i high0 = _mm512_loadu_si512(dsi_e4m3_bf16_high);
@@ -47,7 +47,7 @@ DSI_INLINE dsi_e4m3_bf16 dsi_e4m3_to_bf16(__m512i codes) {
     __m512i high = _mm512_permutex2var_epi8(high0, codes, high1);
     /* high | (codes & 0x80): the sign */
     high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8((char)0x80), 0xF8);
-    return (dsi_e4m3_bf16){_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
+    return (dsi_wide){_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
 }
 
 #endif

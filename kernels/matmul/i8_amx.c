@@ -1,0 +1,4 @@
+/* i8_amx.c: matmul of weights and activations of 8 bits, AMX. */
+#include "amx.h"
+
+void dsi_matmul_i8_a8__amx(const dsi_matmul_args *args) { dsi_matmul_amx(args, DSI_DTYPE_I8); }
