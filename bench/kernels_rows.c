@@ -142,6 +142,9 @@ static void turn_row(const kernel_case *c, uint32_t thread, uint32_t n_threads, 
                                            .position = 4095,
                                            .factor = 1});
         break;
+    case DSI_KERNEL_decode:
+        ((dsi_decode_fn)fn)((const uint8_t *)x, d->scale, (uint16_t *)(void *)y, c->n);
+        break;
     case DSI_KERNEL_quantize:
         ((dsi_quantize_fn)fn)(x, y, c->n, DSI_BLOCK);
         break;

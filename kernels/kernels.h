@@ -48,6 +48,7 @@ typedef struct dsi_matmul_args {
     float *y;                 /* row i of the call, column n: y[i * y_stride + n - n0] */
     int64_t y_stride;
     int64_t m, n0, n1, k; /* n0 and n1 are absolute row numbers of w */
+    const void *library;  /* for lib/backend/cpu_gemm.c alone; no kernel looks at it */
     void *scratch;        /* dsi_matmul_scratch_bytes(k) bytes, 64-byte aligned, this call alone */
 } dsi_matmul_args;
 typedef void (*dsi_matmul_fn)(const dsi_matmul_args *args);
@@ -157,6 +158,11 @@ typedef void (*dsi_swiglu_fn)(const float *gate, const float *up, void *y, int64
 /* ---- cast_bf16: f32 -> bf16, round to nearest even, NaN stays NaN ---------------------------- */
 typedef void (*dsi_cast_fn)(const float *x, uint16_t *y, int64_t n);
 
+/* ---- decode_fp8: a row of k E4M3 weights as bf16: y[i] = w[i] * scale[i / 128] ------------------
+ * Rounded once to f32 and once to bf16 (nearest even); for libraries that multiply bf16. All
+ * instruction sets give equal bits. */
+typedef void (*dsi_decode_fn)(const uint8_t *w, const float *scale, uint16_t *y, int64_t k);
+
 /* ---- rope: rotates pairs of x[0..2*half) in place: (a, b) -> (a cos - b sin, b cos + a sin) -----
  * rope_interleaved pairs (2i, 2i+1), rope_half pairs (i, i+half). Angle = position * inv_freq[i];
  * cos and sin are multiplied by factor. They are taken in double, then f32, once for all heads. */
@@ -203,6 +209,7 @@ typedef void (*dsi_route_fn)(const dsi_route_args *args); /* n_experts <= 1024 *
 #define DSI_KERNEL_ARGS_swiglu (const float *gate, const float *up, void *y, int64_t n)
 #define DSI_KERNEL_ARGS_cast (const float *x, uint16_t *y, int64_t n)
 #define DSI_KERNEL_ARGS_quantize (const void *x, void *record, int64_t k, int64_t group)
+#define DSI_KERNEL_ARGS_decode (const uint8_t *w, const float *scale, uint16_t *y, int64_t k)
 #define DSI_KERNEL_ARGS_rope (const dsi_rope_args *args)
 #define DSI_KERNEL_ARGS_route (const dsi_route_args *args)
 #include "kernels.inc"
@@ -221,7 +228,7 @@ typedef void (*dsi_route_fn)(const dsi_route_args *args); /* n_experts <= 1024 *
                                     S(rms_norm, rms_norm_bf16) S(rms_norm, rms_norm_f32)           \
                                         S(swiglu, swiglu_bf16) S(swiglu, swiglu_f32)               \
                                             S(cast, cast_bf16) S(quantize, quantize_a8_bf16)       \
-                                                S(quantize, quantize_a8_f32)                       \
+                                                S(quantize, quantize_a8_f32) S(decode, decode_fp8) \
                                                     S(rope, rope_interleaved) S(rope, rope_half)   \
                                                         S(route, moe_route)
 
@@ -246,6 +253,7 @@ enum {
     DSI_KERNEL_swiglu,
     DSI_KERNEL_cast,
     DSI_KERNEL_quantize,
+    DSI_KERNEL_decode,
     DSI_KERNEL_rope,
     DSI_KERNEL_route
 };

@@ -24,6 +24,7 @@ enum check_type {
     CHECK_swiglu,
     CHECK_cast,
     CHECK_quantize,
+    CHECK_decode,
     CHECK_rope,
     CHECK_route
 };
@@ -111,6 +112,7 @@ void check_rms_norm(check_run *run);
 void check_swiglu(check_run *run);
 void check_cast(check_run *run);
 void check_quantize(check_run *run);
+void check_decode(check_run *run);
 void check_rope(check_run *run);
 void check_route(check_run *run);
 

@@ -129,6 +129,9 @@ static void check(check_run *run) {
     case CHECK_quantize:
         check_quantize(run);
         break;
+    case CHECK_decode:
+        check_decode(run);
+        break;
     case CHECK_rope:
         check_rope(run);
         break;

@@ -64,6 +64,9 @@ static void call(void *context) {
     case CHECK_quantize:
         ((dsi_quantize_fn)fn)(b->x, b->y, b->n, DSI_BLOCK);
         break;
+    case CHECK_decode:
+        ((dsi_decode_fn)fn)((const uint8_t *)b->w, b->up, (uint16_t *)b->y, b->n);
+        break;
     case CHECK_rope:
         ((dsi_rope_fn)fn)(&(dsi_rope_args){b->x, b->n, 1, b->up, b->n / 2, 4095, 1});
         break;

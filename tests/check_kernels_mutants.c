@@ -48,6 +48,10 @@
     M(BY_ROW, quantize, quantize_a8_f32, "takes one multiplier for the row")                       \
     M(SUMS_STALE, quantize, quantize_a8_f32, "leaves the sums of the last columns")                \
     M(PADDING_LEFT, quantize, quantize_a8_f32, "leaves the columns behind k")                      \
+    M(DENORMALS_LOST, decode, decode_fp8, "takes denormal codes for zero")                         \
+    M(NAN_AS_480, decode, decode_fp8, "makes the number 480 of NaN")                               \
+    M(FIRST_SCALE, decode, decode_fp8, "takes the first scale for all blocks")                     \
+    M(CUT_DOWN, decode, decode_fp8, "cuts instead of rounding")                                    \
     M(HALVES_PAIRED, rope, rope_interleaved, "pairs the halves instead of neighbours")             \
     M(SINE_SIGN, rope, rope_interleaved, "turns the other way")                                    \
     M(FIRST_HEAD_ALONE, rope, rope_interleaved, "turns the first head alone")                     \
@@ -253,6 +257,17 @@ static void broken_quantize(const void *x, void *record, int64_t k, int64_t grou
     }
     if (bug == SUMS_STALE && k > 0) memcpy(last, kept, 4);
     if (bug == PADDING_LEFT && k < columns) q[k] = behind;
+}
+
+static void broken_decode(const uint8_t *w, const float *scale, uint16_t *y, int64_t k) {
+    for (int64_t i = 0; i < k; i++) {
+        float value = dsi_e4m3_to_f32(w[i]);
+        if (bug == DENORMALS_LOST && (w[i] & 0x78) == 0) value = 0;
+        if (bug == NAN_AS_480 && (w[i] & 0x7F) == 0x7F) value = 480;
+        value *= scale[bug == FIRST_SCALE ? 0 : i / DSI_BLOCK];
+        y[i] = bug == CUT_DOWN && !isnan(value) ? (uint16_t)(dsi_f32_bits(value) >> 16)
+                                                : dsi_f32_to_bf16(value);
+    }
 }
 
 static void broken_rope(const dsi_rope_args *args) {

@@ -185,6 +185,28 @@ void check_quantize(check_run *run) {
         }
 }
 
+/* ---- decode ---- */
+
+void check_decode(check_run *run) {
+    static const double scales[] = {1, 0.0123, 0x1p-130, 0x1.8p120, 0};
+    for (int n = 0; n < 5 * LENGTHS && !check_done(run); n++) {
+        int64_t k = lengths[n / 5], blocks = (k + DSI_BLOCK - 1) / DSI_BLOCK;
+        check_case(run, "k=%lld scale %g", (long long)k, scales[n % 5]);
+        uint8_t *w = check_buffer(run, SLOT_X, k, check_below(run, 16));
+        float *scale = check_buffer(run, SLOT_W, blocks * 4, 0);
+        uint16_t *y = check_buffer(run, SLOT_Y, k * 2, 2 * check_below(run, 8));
+        uint16_t *truth = check_room(k * 2 + 2);
+        for (int64_t i = 0; i < k; i++) w[i] = (uint8_t)(i < 256 ? i : check_below(run, 256));
+        for (int64_t i = 0; i < blocks; i++)
+            scale[i] = (float)(scales[n % 5] * (1 + check_uniform(run) / 2));
+        ((dsi_decode_fn)run->kernel->fn)(w, scale, y, k);
+        ((dsi_decode_fn)run->kernel->ref)(w, scale, truth, k);
+        for (int64_t i = 0; i < k; i++)
+            check_same(run, dsi_bf16_to_f32(y[i]), dsi_bf16_to_f32(truth[i]), "y", i, 0);
+        check_buffers_intact(run);
+    }
+}
+
 /* ---- rope ---- */
 
 void check_rope(check_run *run) {

@@ -60,6 +60,11 @@ static void wrong_quantize(const void *x, void *record, int64_t k, int64_t group
     memset(record, 1, (size_t)dsi_a8_bytes(k));
 }
 
+static void wrong_decode(const uint8_t *w, const float *scale, uint16_t *y, int64_t k) {
+    (void)w, (void)scale;
+    memset(y, 1, (size_t)k * 2);
+}
+
 static dsi_any_fn swap(const dsi_kernel_line *line) {
     static const dsi_any_fn by_type[] = {
         [DSI_KERNEL_matmul] = (dsi_any_fn)wrong_matmul,
@@ -69,6 +74,7 @@ static dsi_any_fn swap(const dsi_kernel_line *line) {
         [DSI_KERNEL_swiglu] = (dsi_any_fn)wrong_swiglu,
         [DSI_KERNEL_cast] = (dsi_any_fn)wrong_cast,
         [DSI_KERNEL_quantize] = (dsi_any_fn)wrong_quantize,
+        [DSI_KERNEL_decode] = (dsi_any_fn)wrong_decode,
     };
     wrong.asked++;
     if ((line->isa & wrong.isa) == 0) return NULL;

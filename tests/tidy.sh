@@ -127,7 +127,8 @@ if [ -f kernels/kernels.inc ]; then
             type = $2; stem = $3; isa = tolower($4); symbol = $5; format = stem
             where = "kernels/kernels.inc:" FNR ": kernel: "
             if (symbol != "dsi_" stem "__" isa) print where symbol " should be dsi_" stem "__" isa
-            if (type == "matmul" || type == "matmul_t" || type == "attend") {
+            if (type == "matmul" || type == "matmul_t" || type == "attend" ||
+                type == "decode") {
                 sub("^" type "_", "", format)
                 sub(/_.*/, "", format)
                 file = type "/" format

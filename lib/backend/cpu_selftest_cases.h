@@ -86,6 +86,7 @@ void dsi_selftest_rms_norm(dsi_selftest *t);
 void dsi_selftest_swiglu(dsi_selftest *t);
 void dsi_selftest_cast(dsi_selftest *t);
 void dsi_selftest_quantize(dsi_selftest *t);
+void dsi_selftest_decode(dsi_selftest *t);
 void dsi_selftest_rope(dsi_selftest *t);
 void dsi_selftest_route(dsi_selftest *t);
 

@@ -194,6 +194,26 @@ void dsi_selftest_quantize(dsi_selftest *t) {
     }
 }
 
+/* ---- decode ---------------------------------------------------------------------------------- */
+
+/* Every code under three scales, and a block cut short. */
+void dsi_selftest_decode(dsi_selftest *t) {
+    enum { K = 6 * DSI_BLOCK + 41, BEHIND = 32 };
+    dsi_selftest_case(t, "k=%d, every code", K);
+    uint8_t *w = dsi_selftest_take(t, K);
+    float *scale = dsi_selftest_take(t, 7 * 4);
+    uint16_t *y = dsi_selftest_take(t, (K + BEHIND) * 2);
+    uint16_t *truth = dsi_selftest_take(t, (K + BEHIND) * 2);
+    for (int64_t i = 0; i < K; i++) w[i] = (uint8_t)i;
+    for (int64_t i = 0; i < 7; i++)
+        scale[i] = (float)ldexp(1 + dsi_selftest_uniform(t) / 2, i < 4 ? -6 : -130);
+    ((dsi_decode_fn)t->fn)(w, scale, y, K);
+    ((dsi_decode_fn)t->line->ref)(w, scale, truth, K);
+    for (int64_t i = 0; i < K; i++)
+        dsi_selftest_same(t, dsi_bf16_to_f32(y[i]), dsi_bf16_to_f32(truth[i]), "y", i, 0);
+    dsi_selftest_untouched(t, (const float *)(const void *)(y + K + K % 2), BEHIND / 2 - 1);
+}
+
 /* ---- rope, moe_route ------------------------------------------------------------------------- */
 
 void dsi_selftest_rope(dsi_selftest *t) {
