@@ -47,7 +47,7 @@ static const char help[] =
     "  --repeat N         model: timed prompts of each length (default 1)\n"
     "  --chunk N          model: prompt tokens per step (default 256)\n"
     "  --kernels ISA      model: as dsinfer run (default: the best)\n"
-    "  --activations TYPE model: bf16, f32 or a8 (default bf16)\n"
+    "  --activations TYPE model: bf16, f32, a8 or e4m3 (default bf16)\n"
     "\n"
     "A LIST is numbers and commas: 1,4,8.\n";
 

@@ -14,8 +14,8 @@ enum { STEPS_BETWEEN_LIMITS = 6, WARM_TOKENS = 64 };
 
 /* UINT32_MAX: no such type. */
 static uint32_t activations_of(const char *name) {
-    static const char *const names[] = {"bf16", "f32", "a8"};
-    for (uint32_t i = 0; i < 3; i++)
+    static const char *const names[] = {"bf16", "f32", "a8", "e4m3"};
+    for (uint32_t i = 0; i < 4; i++)
         if (strcmp(name, names[i]) == 0) return i;
     return UINT32_MAX;
 }
@@ -224,7 +224,7 @@ static bool usage_ok(const bench_options *o) {
         return false;
     }
     if (o->activations && activations_of(o->activations) == UINT32_MAX) {
-        bench_say("--activations is \"%s\"; it may be bf16, f32 or a8", o->activations);
+        bench_say("--activations is \"%s\"; it may be bf16, f32, a8 or e4m3", o->activations);
         return false;
     }
     for (uint32_t i = 0; i < o->batch.n; i++)

@@ -33,9 +33,23 @@ static void read_environment(dsi_engine_options *o) {
     if (!o->kernels && kernels && kernels[0]) o->kernels = kernels;
 }
 
-static bool has_integer_weights(const dsi_model *model) {
-    dsi_dtype dtype = model->config.quantization.dtype;
-    return dtype == DSI_DTYPE_I8 || dtype == DSI_DTYPE_I4;
+/* A8 and E4M3 are forms of operands for certain weights; without such they would do nothing. */
+static dsi_status check_activations(dsi_engine *e) {
+    uint32_t activations = e->options.activations;
+    dsi_dtype dtype = e->model->config.quantization.dtype;
+    const char *dir = e->model->checkpoint.dir;
+    if (activations == DSI_ACTIVATIONS_A8 && dtype != DSI_DTYPE_I8 && dtype != DSI_DTYPE_I4)
+        return dsi_fail(&e->handle.error, DSI_E_ARG,
+                        "activations a8: %s has no INT8 or INT4 weights for them; use bf16 or f32",
+                        dir);
+    if (activations == DSI_ACTIVATIONS_E4M3 && dtype != DSI_DTYPE_E4M3)
+        return dsi_fail(&e->handle.error, DSI_E_ARG,
+                        "activations e4m3: %s has no FP8 weights for them; use bf16 or f32", dir);
+    return DSI_OK;
+}
+static const char *activations_name(const dsi_engine *e) {
+    static const char *const names[] = {"bf16", "f32", "a8", "e4m3"};
+    return names[e->options.activations];
 }
 
 static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *options) {
@@ -56,16 +70,13 @@ static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *optio
                   {"chunk_tokens", o->chunk_tokens, 1, MAX_CHUNK},
                   {"max_context", o->max_context, 1, c->max_position},
                   {"kv_tokens", o->kv_tokens, o->max_context, 1u << 30},
-                  {"activations", o->activations, 0, DSI_ACTIVATIONS_A8},
+                  {"activations", o->activations, 0, DSI_ACTIVATIONS_E4M3},
                   {"attention", o->attention, 0, DSI_ATTENTION_EXPANDED},
                   {"check_layers", o->check_layers, 0, 1}};
     for (size_t i = 0; st == DSI_OK && i < sizeof ranges / sizeof ranges[0]; i++)
         st = check_range(e, ranges[i].name, ranges[i].value, ranges[i].low, ranges[i].high);
     e->act = o->activations == DSI_ACTIVATIONS_F32 ? DSI_DTYPE_F32 : DSI_DTYPE_BF16;
-    if (st == DSI_OK && o->activations == DSI_ACTIVATIONS_A8 && !has_integer_weights(e->model))
-        st = dsi_fail(&e->handle.error, DSI_E_ARG,
-                      "activations a8: %s has no INT8 or INT4 weights for them; use bf16 or f32",
-                      e->model->checkpoint.dir);
+    if (st == DSI_OK) st = check_activations(e);
     e->max_pages = (uint32_t)dsi_ceil_div(o->max_context, DSI_PAGE_ROWS);
     e->n_pages = (uint32_t)dsi_ceil_div(o->kv_tokens, DSI_PAGE_ROWS);
     return st;
@@ -83,16 +94,17 @@ static dsi_status open_device(dsi_engine *e) {
     char options[96];
     e->backend = dsi_backend_find(e->options.backend, &e->handle.error);
     if (!e->backend) return e->handle.error.status;
-    bool a8 = e->options.activations == DSI_ACTIVATIONS_A8;
-    snprintf(options, sizeof options, "threads=%u,kernels=%.20s%s", e->options.n_threads,
-             e->options.kernels ? e->options.kernels : "", a8 ? ",activations=a8" : "");
+    bool e4m3 = e->options.activations == DSI_ACTIVATIONS_E4M3;
+    bool power_of_two = e4m3 && e->model->config.quantization.power_of_two;
+    snprintf(options, sizeof options, "threads=%u,kernels=%.20s,activations=%s%s",
+             e->options.n_threads, e->options.kernels ? e->options.kernels : "",
+             activations_name(e), power_of_two ? "-ue8m0" : "");
     e->host = (dsi_host){.struct_size = sizeof e->host, .user = e, .log = device_log};
     dsi_status st = e->backend->device_open(0, options, &e->host, &e->dev);
     if (st == DSI_OK) st = e->backend->stream_new(e->dev, &e->stream);
     if (st != DSI_OK) return dsi_fail(&e->handle.error, st, "%s", e->backend->last_error(e->dev));
-    const char *act = a8 ? "a8" : e->act == DSI_DTYPE_F32 ? "f32" : "bf16";
     snprintf(e->describe, sizeof e->describe, "%s, %s activations", e->backend->describe(e->dev),
-             act);
+             activations_name(e));
     return st;
 }
 

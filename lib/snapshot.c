@@ -172,8 +172,10 @@ static void engine_words(const dsi_engine *e, uint32_t *head) {
     snprintf(kernels, sizeof kernels, "%.15s/%.15s", e->backend->id, caps.arch);
     head[MODEL_LOW] = (uint32_t)model;
     head[MODEL_HIGH] = (uint32_t)(model >> 32);
-    /* of operands; with A8 the cached rows are BF16 all the same */
-    head[DTYPE] = e->options.activations == DSI_ACTIVATIONS_A8 ? DSI_DTYPE_I8 : e->act;
+    /* of operands; with A8 and E4M3 the cached rows are BF16 all the same */
+    head[DTYPE] = e->options.activations == DSI_ACTIVATIONS_A8     ? DSI_DTYPE_I8
+                  : e->options.activations == DSI_ACTIVATIONS_E4M3 ? DSI_DTYPE_E4M3
+                                                                   : e->act;
     head[ATTENTION] = e->options.attention;
     head[LAYERS] = e->model->config.n_layers;
     head[COLUMNS] = (uint32_t)e->kv_columns;

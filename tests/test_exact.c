@@ -138,24 +138,25 @@ static void test_exact_qwen2(void **state) {
     size_t n = kernel_sets(kernels);
     check_model("tests/data/golden/qwen2", kernels[n - 1], DSI_ACTIVATIONS_BF16, false);
 }
-/* INT8 and INT4 weights, with operands of eight bits too: a row has multipliers of its own, so it
+/* INT8 and INT4 weights, and operands of eight bits: a row has multipliers of its own, so it
  * knows no other row either. */
 static void test_exact_integers(void **state) {
     (void)state;
     const char *kernels[KERNEL_SETS];
     size_t n = kernel_sets(kernels);
     const struct {
-        int form;
+        const stored_form *form;
         uint32_t activations;
-    } cases[] = {{FORM_INT8_CHANNEL, DSI_ACTIVATIONS_A8},
-                 {FORM_INT8_BLOCK, DSI_ACTIVATIONS_BF16},
-                 {FORM_INT4_G32, DSI_ACTIVATIONS_A8}};
-    for (int i = 0; i < 3; i++) {
+        const char *name;
+    } cases[] = {{&integer_forms[FORM_INT8_CHANNEL], DSI_ACTIVATIONS_A8, "a8"},
+                 {&integer_forms[FORM_INT8_BLOCK], DSI_ACTIVATIONS_BF16, "bf16"},
+                 {&integer_forms[FORM_INT4_G32], DSI_ACTIVATIONS_A8, "a8"},
+                 {&form_fp8, DSI_ACTIVATIONS_E4M3, "e4m3"}};
+    for (int i = 0; i < 4; i++) {
         char folder[64];
-        const stored_form *form = &integer_forms[cases[i].form];
+        const stored_form *form = cases[i].form;
         temp_folder(folder);
-        print_message("%s, %s activations:\n", form->name,
-                      cases[i].activations == DSI_ACTIVATIONS_A8 ? "a8" : "bf16");
+        print_message("%s, %s activations:\n", form->name, cases[i].name);
         quantize_checkpoint("tests/data/golden/v2-lite", form, folder, 0, NULL);
         check_model(folder, kernels[n - 1], cases[i].activations, false);
         remove_folder(folder);

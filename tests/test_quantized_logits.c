@@ -1,6 +1,7 @@
 /* test_quantized_logits.c: INT8 and INT4 checkpoints compute what their weights stand for: logits
  * against those of a twin with the same weights in F32, and the perplexity of tiny-gov on its
  * held-back records in every form. */
+#include "../lib/backend/cpu.h"
 #include "../lib/base/json.h"
 #include "golden.h"
 #include "quantize_checkpoint.h"
@@ -196,9 +197,11 @@ static void test_perplexity(void **state) {
         quantize_checkpoint(TINY_GOV, form, folder, 0, NULL);
         model = open_folder(folder);
         judge(form->name, perplexity(model, DSI_ACTIVATIONS_BF16, records), base, cases[i].limit);
-        snprintf(name, sizeof name, "%s, a8", form->name);
-        if (form->dtype != DSI_DTYPE_E4M3)
-            judge(name, perplexity(model, DSI_ACTIVATIONS_A8, records), base, cases[i].limit);
+        snprintf(name, sizeof name, "%s, %s", form->name,
+                 form->dtype == DSI_DTYPE_E4M3 ? "e4m3" : "a8");
+        uint32_t narrow = DSI_ACTIVATIONS_A8;
+        if (form->dtype == DSI_DTYPE_E4M3) narrow = DSI_ACTIVATIONS_E4M3;
+        judge(name, perplexity(model, narrow, records), base, cases[i].limit);
         dsi_model_close(model);
     }
 }
@@ -217,6 +220,86 @@ static void overwrite(const char *name, uint16_t value) {
     dsi_checkpoint_close(&c);
     write_file(folder, "model.safetensors", file.data, file.n);
     free(file.data);
+}
+
+/* A8 and E4M3 are what they say: other logits than BF16 gives, near those of the twin, and nearly
+ * the same on every kernel set. */
+static void test_narrow_operands(void **state) {
+    (void)state;
+    const char *kernels[KERNEL_SETS];
+    size_t n_kernels = kernel_sets(kernels), n;
+    const stored_form *forms[] = {&integer_forms[FORM_INT8_CHANNEL],
+                                  &integer_forms[FORM_INT8_BLOCK], &integer_forms[FORM_INT4_G32],
+                                  &form_fp8};
+    golden g;
+    assert_true(golden_open(GOLDEN "v2-lite/golden.safetensors", &g));
+    n = SLOW_BUILD ? 20 : g.n_tokens;
+    for (int i = 0; i < 4; i++) {
+        uint32_t narrow = i < 3 ? DSI_ACTIVATIONS_A8 : DSI_ACTIVATIONS_E4M3;
+        quantize_checkpoint(GOLDEN "v2-lite", forms[i], folder, 0, twin_folder);
+        dsi_model *model = open_folder(folder), *twin = open_folder(twin_folder);
+        float *wanted = logits_of(twin, DSI_ACTIVATIONS_F32, NULL, g.tokens, n);
+        float *bf16 = logits_of(model, DSI_ACTIVATIONS_BF16, NULL, g.tokens, n);
+        distance plain = compare_logits(wanted, bf16, n, g.vocab);
+        for (size_t k = 0; k < n_kernels; k++) {
+            float *ours = logits_of(model, narrow, kernels[k], g.tokens, n);
+            distance d = compare_logits(wanted, ours, n, g.vocab);
+            print_message("v2-lite  %-13s %-10s %s: to the twin mean KL %.1e (BF16 %.1e)\n",
+                          forms[i]->name, kernels[k], i < 3 ? "a8" : "e4m3", d.mean_kl,
+                          plain.mean_kl);
+            assert_true(memcmp(ours, bf16, n * g.vocab * sizeof *ours) != 0);
+            assert_true(d.mean_kl > plain.mean_kl && d.mean_kl <= (i < 3 ? 0.05 : 0.2));
+            free(ours);
+        }
+        free(wanted);
+        free(bf16);
+        dsi_model_close(model);
+        dsi_model_close(twin);
+    }
+    golden_close(&g);
+}
+
+/* For weights that they do not fit they are refused, not passed over. */
+static void test_narrow_operands_refused(void **state) {
+    (void)state;
+    static const char *const dirs[] = {GOLDEN "v3-bf16", GOLDEN "v3-fp8", GOLDEN "v3-bf16"};
+    static const uint32_t types[] = {DSI_ACTIVATIONS_A8, DSI_ACTIVATIONS_A8, DSI_ACTIVATIONS_E4M3};
+    for (int i = 0; i < 3; i++) {
+        dsi_model *model = open_folder(dirs[i]);
+        dsi_engine *engine = NULL;
+        dsi_engine_options o;
+        dsi_engine_options_init(&o);
+        o.activations = types[i];
+        assert_int_equal(dsi_engine_open(model, &o, &engine), DSI_E_ARG);
+        assert_non_null(strstr(dsi_last_error(NULL), i < 2 ? "no INT8 or INT4" : "no FP8 weights"));
+        assert_non_null(strstr(dsi_last_error(NULL), dirs[i]));
+        dsi_model_close(model);
+    }
+}
+
+/* E4M3 by hand: the formula of act_quant in DeepSeek's inference/kernel.py. */
+static void test_e4m3_by_hand(void **state) {
+    (void)state;
+    dsi_dev plain = {0}, powers = {.power_of_two = true};
+    float x[131] = {448, 17, 19, -1.0625f, 0.001f, 0}, y[131];
+    x[128] = 300, x[129] = 1, x[130] = -0x1p-20f; /* a block of three */
+    dsi_cpu_round_e4m3(&plain, x, DSI_DTYPE_F32, y, 131);
+    const float wanted[] = {448, 16, 20, -1, 0x1p-9f, 0}; /* ties go to the even code */
+    for (int i = 0; i < 6; i++) assert_near(y[i], wanted[i], 0);
+    float scale = 300.0f / 448;
+    assert_near(y[128], 448 * scale, 0);
+    assert_near(y[129], 1.5f * scale, 0); /* 1.4933 in steps of 0.125 */
+    assert_near(y[130], 0, 0);
+    dsi_cpu_round_e4m3(&powers, x, DSI_DTYPE_F32, y, 131);
+    assert_near(y[0], 448, 0);   /* 448 / 448 is a power of two already */
+    assert_near(y[128], 288, 0); /* the scale is 1: 300 lies between 288 and 320 */
+    assert_near(y[129], 1, 0);
+    const uint16_t half[] = {0x3F80, 0x7FC0, 0}; /* BF16: 1, NaN, 0 */
+    dsi_cpu_round_e4m3(&plain, half, DSI_DTYPE_BF16, y, 3);
+    for (int i = 0; i < 3; i++) assert_true(isnan(y[i]));
+    memset(x, 0, sizeof x);
+    dsi_cpu_round_e4m3(&plain, x, DSI_DTYPE_F32, y, 131);
+    for (int i = 0; i < 131; i++) assert_near(y[i], 0, 0);
 }
 
 /* A scale that is no number ends in DSI_E_NAN, whatever the type of the operands. */
@@ -248,7 +331,11 @@ static void test_damaged_scales(void **state) {
 
 #define ONE(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 int main(void) {
-    const struct CMUnitTest tests[] = {ONE(test_twins), ONE(test_perplexity),
-                                       ONE(test_damaged_scales)};
+    const struct CMUnitTest tests[] = {ONE(test_twins),
+                                       ONE(test_perplexity),
+                                       ONE(test_damaged_scales),
+                                       ONE(test_narrow_operands),
+                                       ONE(test_narrow_operands_refused),
+                                       cmocka_unit_test(test_e4m3_by_hand)};
     return cmocka_run_group_tests_name("quantized logits", tests, NULL, NULL);
 }

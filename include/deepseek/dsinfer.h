@@ -132,8 +132,15 @@ DSI_API void dsi_model_close(dsi_model *model); /* NULL is allowed */
 
 /* Type of the operands of products. A8: those that meet INT8 or INT4 weights are rounded to 8 bits
  * with multipliers of their own, everything else is as with BF16; for checkpoints that have such
- * weights alone. KV is F32 with F32, else BF16. */
-enum { DSI_ACTIVATIONS_BF16 = 0, DSI_ACTIVATIONS_F32 = 1, DSI_ACTIVATIONS_A8 = 2 };
+ * weights alone. E4M3: those that meet FP8 weights are rounded to E4M3 by row and 128 columns, as
+ * DeepSeek's own code for GPUs does; for FP8 checkpoints alone, and slow: to compare with such an
+ * engine. KV is F32 with F32, else BF16. */
+enum {
+    DSI_ACTIVATIONS_BF16 = 0,
+    DSI_ACTIVATIONS_F32 = 1,
+    DSI_ACTIVATIONS_A8 = 2,
+    DSI_ACTIVATIONS_E4M3 = 3
+};
 /* AUTO is the rule of exact mode: whole 256-token blocks of a prompt are expanded, its tail and
  * generated tokens are absorbed. The two others force one form, for comparisons. */
 enum { DSI_ATTENTION_AUTO = 0, DSI_ATTENTION_ABSORBED = 1, DSI_ATTENTION_EXPANDED = 2 };

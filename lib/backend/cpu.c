@@ -124,7 +124,7 @@ static dsi_status choose_kernels(dsi_dev *dev, const char *want, char set[16], c
 
 static dsi_status cpu_device_open(uint32_t index, const char *options, const dsi_host *host,
                                   dsi_dev **out) {
-    char kernels[16], threads[16], activations[8];
+    char kernels[16], threads[16], activations[16];
     option_value(options, "kernels", kernels, sizeof kernels);
     option_value(options, "activations", activations, sizeof activations);
     option_value(options, "threads", threads, sizeof threads);
@@ -132,6 +132,8 @@ static dsi_status cpu_device_open(uint32_t index, const char *options, const dsi
     dsi_dev *dev = dsi_sys_calloc(1, sizeof *dev);
     if (!dev) return dsi_fail(&open_error, DSI_E_NOMEM, "no memory for the cpu device");
     dev->a8 = strcmp(activations, "a8") == 0;
+    dev->power_of_two = strcmp(activations, "e4m3-ue8m0") == 0;
+    dev->e4m3 = dev->power_of_two || strcmp(activations, "e4m3") == 0;
     if (host && host->log) dev->log = (dsi_log){host_log, (void *)(uintptr_t)host};
     char set[16], note[128];
     dsi_status st = choose_kernels(dev, kernels, set, note, sizeof note);

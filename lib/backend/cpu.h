@@ -19,7 +19,9 @@ struct dsi_dev {
     dsi_pool *pool;
     dsi_kernels kernels;
     uint32_t n_threads;
-    bool a8; /* operands that meet I8 or I4 weights in linear, linear_swiglu and moe_ffn are A8 */
+    /* operands in linear, linear_swiglu and moe_ffn: A8 where they meet I8 or I4 weights; rounded
+     * to E4M3 where they meet such, with multipliers that are powers of two or not */
+    bool a8, e4m3, power_of_two;
     dsi_cpu_share *shares; /* [DSI_CPU_PHASES][n_threads] */
     dsi_log log;
     dsi_error error;
@@ -89,6 +91,9 @@ dsi_matmul_t_fn dsi_cpu_matmul_t(const dsi_dev *dev, const dsi_tensor *w, dsi_ma
 bool dsi_cpu_weight_ok(const dsi_tensor *w);
 /* Columns that share a multiplier in records for these I8 or I4 weights. */
 int64_t dsi_cpu_a8_group(const dsi_tensor *w);
+
+/* k values of x, BF16 or F32, as E4M3 with multipliers of 128 columns keeps them (cpu_e4m3.c). */
+void dsi_cpu_round_e4m3(const dsi_dev *dev, const void *x, dsi_dtype dtype, float *y, int64_t k);
 
 /* ---- Walking a batch */
 

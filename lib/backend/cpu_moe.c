@@ -124,7 +124,7 @@ static moe_job job_of(const dsi_cpu_run *run, uint64_t *total) {
                                x->stride[1]);
     job.h = hidden_rows(&job, job.inter, slots, &arena);
     job.shared = hidden_rows(&job, job.shared_inter, job.n_rows, &arena);
-    if (run->dev->a8) take_forms(&job, slots, &arena);
+    if (run->dev->a8 || run->dev->e4m3) take_forms(&job, slots, &arena);
     dsi_cpu_take(&own, 2 * dsi_cpu_tile_floats(job.n_rows) * 4);
     dsi_cpu_take(&own, dsi_matmul_scratch_bytes(k_max));
     job.own_bytes = own.used;

@@ -85,6 +85,7 @@ void dsi_cpu_add_scaled(float *restrict sum, const float *restrict x, float fact
 enum { QUANTIZE_WORK = 8 }; /* multiply-adds that take as long as one number */
 
 int dsi_cpu_form(const dsi_dev *dev, const dsi_tensor *w) {
+    if (dev->e4m3 && w->dtype == DSI_DTYPE_E4M3) return DSI_CPU_E4M3;
     if (!dev->a8 || (w->dtype != DSI_DTYPE_I8 && w->dtype != DSI_DTYPE_I4)) return DSI_CPU_PLAIN;
     return w->scale_kind == DSI_SCALE_CHANNEL ? DSI_CPU_A8_ROW : DSI_CPU_A8_BLOCK;
 }
@@ -100,13 +101,21 @@ dsi_cpu_operand dsi_cpu_operand_of(uint8_t *data, dsi_dtype dtype, int64_t k, in
 void dsi_cpu_operand_take(dsi_cpu_operand *x, int form, int64_t m, dsi_cpu_arena *arena) {
     if (form == DSI_CPU_PLAIN || x->bytes[form]) return;
     x->bytes[form] = x->stride[form] = dsi_a8_bytes(x->k);
+    if (form == DSI_CPU_E4M3) {
+        x->stride[form] = dsi_cpu_round_up(x->k, 16);
+        x->bytes[form] = 4 * x->stride[form];
+    }
     x->data[form] = dsi_cpu_take(arena, m * x->bytes[form]);
 }
 
 void dsi_cpu_operand_fill(const dsi_dev *dev, const dsi_cpu_operand *x, int64_t r0, int64_t r1) {
     dsi_quantize_fn quantize =
         x->dtype == DSI_DTYPE_BF16 ? dev->kernels.quantize_a8_bf16 : dev->kernels.quantize_a8_f32;
-    for (int form = DSI_CPU_A8_ROW; form < DSI_CPU_FORMS; form++)
+    for (int64_t r = r0; x->data[DSI_CPU_E4M3] && r < r1; r++)
+        dsi_cpu_round_e4m3(dev, x->data[DSI_CPU_PLAIN] + r * x->bytes[DSI_CPU_PLAIN], x->dtype,
+                           (float *)(void *)(x->data[DSI_CPU_E4M3] + r * x->bytes[DSI_CPU_E4M3]),
+                           x->k);
+    for (int form = DSI_CPU_A8_ROW; form <= DSI_CPU_A8_BLOCK; form++)
         for (int64_t r = r0; x->data[form] && r < r1; r++)
             quantize(x->data[DSI_CPU_PLAIN] + r * x->bytes[DSI_CPU_PLAIN],
                      x->data[form] + r * x->bytes[form], x->k,
@@ -125,7 +134,9 @@ static void fill_rows(void *context, uint32_t thread, uint32_t n_threads) {
     dsi_cpu_operand_fill(job->dev, job->x, (int64_t)r0, (int64_t)r1);
 }
 void dsi_cpu_operand_fill_all(const dsi_dev *dev, const dsi_cpu_operand *x, int64_t m) {
-    if (!x->data[DSI_CPU_A8_ROW] && !x->data[DSI_CPU_A8_BLOCK]) return;
+    bool none = true;
+    for (int form = DSI_CPU_PLAIN + 1; form < DSI_CPU_FORMS; form++) none &= !x->data[form];
+    if (none) return;
     fill_job job = {dev, x, m};
     dsi_cpu_parallel(dev, fill_rows, &job, m == 1 ? 0 : QUANTIZE_WORK * m * x->k);
 }
@@ -135,7 +146,10 @@ dsi_matmul_fn dsi_cpu_product(const dsi_dev *dev, const dsi_tensor *w, const dsi
     int form = dsi_cpu_form(dev, w);
     a->x = x->data[form] + (a->x_rows ? 0 : r) * x->bytes[form];
     a->x_stride = x->stride[form];
-    return dsi_cpu_matmul(dev, w, form == DSI_CPU_PLAIN ? x->dtype : DSI_DTYPE_I8, a);
+    dsi_dtype dtype = form == DSI_CPU_PLAIN  ? x->dtype
+                      : form == DSI_CPU_E4M3 ? DSI_DTYPE_F32
+                                             : DSI_DTYPE_I8;
+    return dsi_cpu_matmul(dev, w, dtype, a);
 }
 
 /* ---- Gate, up and SiLU --------------------------------------------------------------------------

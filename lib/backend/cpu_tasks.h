@@ -38,8 +38,9 @@ void dsi_cpu_prefetch(const dsi_tensor *w, int64_t row);
 
 /* ---- Operands
  * Rows of activations as kernels take them: as they are and, on a device with a8, as records of
- * quantize_a8 for I8 and I4 weights, whose groups decide how many columns share a multiplier. */
-enum { DSI_CPU_PLAIN, DSI_CPU_A8_ROW, DSI_CPU_A8_BLOCK, DSI_CPU_FORMS };
+ * quantize_a8 for I8 and I4 weights, whose groups decide how many columns share a multiplier; with
+ * e4m3 as F32 values that E4M3 holds, for such weights. */
+enum { DSI_CPU_PLAIN, DSI_CPU_A8_ROW, DSI_CPU_A8_BLOCK, DSI_CPU_E4M3, DSI_CPU_FORMS };
 typedef struct dsi_cpu_operand {
     uint8_t *data[DSI_CPU_FORMS];  /* NULL: this form is not there */
     int64_t bytes[DSI_CPU_FORMS];  /* between rows */

@@ -58,7 +58,8 @@ static dsi_status read_fp8(const dsi_config_reader *r, uint32_t node, dsi_quanti
     if (!status) status = read_blocks(r, node);
     *q = (dsi_quantization){.dtype = DSI_DTYPE_E4M3,
                             .scale_kind = DSI_SCALE_BLOCK_128,
-                            .scale_name = "weight_scale_inv"};
+                            .scale_name = "weight_scale_inv",
+                            .power_of_two = dsi_config_get(r, node, "scale_fmt") != DSI_JSON_NONE};
     return status;
 }
 

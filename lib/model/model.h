@@ -82,6 +82,7 @@ typedef struct dsi_quantization {
     dsi_dtype dtype;     /* E4M3, I8, I4; NONE: nothing is quantised */
     uint32_t scale_kind; /* DSI_SCALE_* */
     uint32_t scale_group;
+    bool power_of_two;      /* scale_fmt "ue8m0": multipliers of operands are, too */
     const char *scale_name; /* "weight_scale_inv" or "weight_scale" */
     char *ignored;          /* names and "re:" patterns of plain modules, one zero-terminated */
     uint32_t n_ignored;     /* text behind the other; owned */

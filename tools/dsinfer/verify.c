@@ -223,15 +223,16 @@ static bool judge(const char *name, double value, double limit, bool at_most, bo
  * experts flip by rounding, so single rows may be far while the median is not). */
 static bool judge_all(const cli_options *options, const golden *file, const verified *found) {
     bool f32 = options->activations == DSI_ACTIVATIONS_F32, print = !options->json;
+    bool bf16 = options->activations == DSI_ACTIVATIONS_BF16;
     double max_mean = options->max_mean_kl >= 0 ? options->max_mean_kl : f32 ? 1e-6 : 5e-2;
-    double min_top1 = options->min_top1 >= 0 ? options->min_top1 : f32 ? -1 : 0.85;
+    double min_top1 = options->min_top1 >= 0 ? options->min_top1 : bf16 ? 0.85 : -1;
     if (print) {
-        const char *const types[] = {"bf16", "f32", "a8"};
+        const char *const types[] = {"bf16", "f32", "a8", "e4m3"};
         printf("%s: %u tok, %s\n", cli_show(file->path).text, file->n_tokens,
                types[options->activations]);
     }
     bool pass = judge("mean_kl", found->mean_kl, max_mean, true, print);
-    pass = judge("median_kl", found->median_kl, f32 ? -1 : 2e-3, true, print) && pass;
+    pass = judge("median_kl", found->median_kl, bf16 ? 2e-3 : -1, true, print) && pass;
     pass = judge("max_abs", found->max_abs, -1, true, print) && pass;
     pass = judge("top1", found->top1, min_top1, false, print) && pass;
     pass = judge("greedy_match", found->greedy_match, f32 ? (double)file->n_greedy : -1, false,
