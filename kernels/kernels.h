@@ -94,6 +94,8 @@ typedef struct dsi_matmul_t_args {
     float *y; /* [m][k] */
     int64_t y_stride;
     int64_t m, n0, n1, k;
+    const void *next;   /* a hint as in dsi_attend_args; n0, n1 of another call, say */
+    int64_t next_bytes; /* 0: nothing is known */
 } dsi_matmul_t_args;
 typedef void (*dsi_matmul_t_fn)(const dsi_matmul_t_args *args);
 /* The arguments that both products have, for checks that run either; x is f32. */

@@ -4,7 +4,7 @@
  * rows (cpu_mla_expand.c). Here are the products with W_UK and W_UV of the absorbed form. */
 #include "cpu.h"
 
-enum { ROWS_AT_ONCE = 16 }; /* rows of one tile in the absorbing products */
+enum { ROWS_AT_ONCE = 64 }; /* rows of one tile in the absorbing products */
 
 typedef struct mla_shape {
     int64_t n_heads, nope, rope, v, kv_lora, head_rows; /* head_rows: rows of kv_b per head */
@@ -26,6 +26,16 @@ static mla_shape shape_of(const dsi_op *op) {
 
 static bool kv_b_ok(const dsi_tensor *w, const mla_shape *s) {
     return dsi_cpu_weight_ok(w) && w->ne[0] == s->kv_lora && w->ne[1] == s->n_heads * s->head_rows;
+}
+
+/* The next run of adjacent absorbed rows, at most ROWS_AT_ONCE, of whatever sequences. */
+static bool next_rows(const dsi_batch *b, int64_t *begin, int64_t *end) {
+    int64_t r = *end, n = b->n_rows;
+    while (r < n && b->expanded[r]) r++;
+    *begin = r;
+    while (r < n && !b->expanded[r] && r - *begin < ROWS_AT_ONCE) r++;
+    *end = r;
+    return r > *begin;
 }
 
 /* ---- q' = [W_UK^T q_nope | q_rope] for absorbed rows
@@ -53,6 +63,11 @@ static void absorb_q_head(const dsi_cpu_run *run, const mla_shape *s, float *til
                            .m = r1 - r0,
                            .n0 = head * s->head_rows,
                            .n1 = head * s->head_rows + s->nope};
+    if (head + 1 < s->n_heads) {
+        const dsi_tensor *w = run->op->in[1];
+        a.next = dsi_cpu_at(w, a.n0 + s->head_rows, 0);
+        a.next_bytes = s->nope * w->stride[1] * dsi_dtype_bytes(w->dtype);
+    }
     dsi_cpu_matmul_t(run->dev, run->op->in[1], &a)(&a);
     for (int64_t r = r0; r < r1; r++) {
         int64_t column = head * (s->kv_lora + s->rope);
@@ -70,10 +85,10 @@ static void absorb_q(void *context, uint32_t thread, uint32_t n_threads) {
     float *tile = (float *)(void *)(run->workspace + share * thread);
     uint64_t h0, h1;
     dsi_pool_share((uint64_t)s.n_heads, 1, thread, n_threads, &h0, &h1);
-    for (int64_t begin = 0, end = 0; dsi_cpu_next_run(s.batch, false, &begin, &end);)
-        for (int64_t h = (int64_t)h0; h < (int64_t)h1; h++)
-            for (int64_t r = begin; r < end; r += ROWS_AT_ONCE)
-                absorb_q_head(run, &s, tile, h, r, dsi_min_i64(r + ROWS_AT_ONCE, end));
+    for (int64_t h = (int64_t)h0; h < (int64_t)h1; h++) {
+        for (int64_t begin = 0, end = 0; next_rows(s.batch, &begin, &end);)
+            absorb_q_head(run, &s, tile, h, begin, end);
+    }
 }
 void dsi_cpu_mla_absorb_q_run(const dsi_cpu_run *run) {
     mla_shape s = shape_of(run->op);
@@ -108,18 +123,18 @@ static void absorb_v(void *context, uint32_t thread, uint32_t n_threads) {
     dsi_matmul_fn matmul = dsi_cpu_matmul(run->dev, run->op->in[1], o->dtype, &a);
     uint64_t h0, h1;
     dsi_pool_share((uint64_t)s.n_heads, 1, thread, n_threads, &h0, &h1);
-    for (int64_t begin = 0, end = 0; dsi_cpu_next_run(s.batch, false, &begin, &end);)
-        for (int64_t h = (int64_t)h0; h < (int64_t)h1; h++)
-            for (int64_t r = begin; r < end; r += ROWS_AT_ONCE) {
-                a.x = dsi_cpu_at(o, r, h * s.kv_lora);
-                a.m = dsi_min_i64(ROWS_AT_ONCE, end - r);
-                a.n0 = h * s.head_rows + s.nope; /* trap 8: k rows first, then v rows */
-                a.n1 = a.n0 + s.v;
-                matmul(&a);
-                for (int64_t i = 0; i < a.m; i++)
-                    dsi_cpu_store(run->dev, tile + i * s.v, dsi_cpu_at(y, r + i, h * s.v), y->dtype,
-                                  s.v);
-            }
+    for (int64_t h = (int64_t)h0; h < (int64_t)h1; h++) {
+        a.n0 = h * s.head_rows + s.nope; /* trap 8: k rows first, then v rows */
+        a.n1 = a.n0 + s.v;
+        for (int64_t begin = 0, end = 0; next_rows(s.batch, &begin, &end);) {
+            a.x = dsi_cpu_at(o, begin, h * s.kv_lora);
+            a.m = end - begin;
+            matmul(&a);
+            for (int64_t i = 0; i < a.m; i++)
+                dsi_cpu_store(run->dev, tile + i * s.v, dsi_cpu_at(y, begin + i, h * s.v), y->dtype,
+                              s.v);
+        }
+    }
 }
 void dsi_cpu_mla_absorb_v_run(const dsi_cpu_run *run) {
     mla_shape s = shape_of(run->op);
