@@ -1,170 +1,181 @@
-/* cpu_mla_expand.c: the expanded form of multi-head latent attention, for whole blocks of a prompt:
- * per page, keys and values of all heads are made once and every row of the chunk uses them. */
+/* cpu_mla_expand.c: the expanded form of multi-head latent attention, for whole blocks of a prompt.
+ * A thread takes one head at a time and walks the context in steps of a few pages: it makes the
+ * keys and values of that head, which stay in its L2, and every row of the chunk uses them. Nothing
+ * is shared between threads, so there are no barriers. */
 #include "cpu.h"
 #include <math.h>
 #include <string.h>
+
+enum { PAGES = 3, CONTEXT = PAGES * DSI_PAGE_ROWS }; /* of one step: rows of one matmul */
 
 typedef struct expand_job {
     const dsi_cpu_run *run;
     const dsi_attr_mla *attr;
     const dsi_batch *batch;
     int64_t row0, n_rows; /* the rows of one sequence that are in flight */
-    uint8_t *kv;          /* act [64][n_heads * (nope + v)]: keys and values of the page */
-    uint8_t *q;           /* act [n_rows][n_heads * (nope + rope)] */
-    float *sums;          /* [n_rows][n_heads * v] unnormalised */
-    float *m, *l;         /* [n_rows][n_heads] */
-    int32_t *limit;       /* [n_rows], per thread */
-    float *tile;          /* [64][DSI_CPU_TILE], per thread */
-    void *panel;          /* matmul scratch, per thread */
+    int64_t q_dim, head_rows;
 } expand_job;
 
-static void carve(expand_job *job, uint8_t *base, uint32_t thread, uint64_t *total) {
+/* What a thread needs for one head and n rows of the chunk. */
+typedef struct room {
+    uint8_t *kv;    /* act [CONTEXT][nope + v] */
+    uint8_t *q;     /* act [n][nope + rope] */
+    float *sums;    /* [n][v] unnormalised */
+    float *m, *l;   /* [n] */
+    int32_t *limit; /* [n] */
+    float *tile;    /* [CONTEXT][nope + v] */
+    void *panel;    /* matmul scratch */
+} room;
+
+static room carve(const expand_job *job, int64_t n, uint8_t *base, uint32_t thread,
+                  uint64_t *total) {
     const dsi_attr_mla *a = job->attr;
-    const dsi_tensor *w = job->run->op->in[1];
-    int64_t act = dsi_dtype_bytes(job->run->op->in[2]->dtype), heads = a->n_heads;
-    int64_t rows = job->n_rows, n_threads = job->run->dev->n_threads;
+    const int64_t act = dsi_dtype_bytes(job->run->op->in[2]->dtype);
     dsi_cpu_arena arena = {base, 0};
-    job->kv = dsi_cpu_take(&arena, DSI_PAGE_ROWS * w->ne[1] * act);
-    job->q = dsi_cpu_take(&arena, rows * heads * (a->qk_nope_head_dim + a->qk_rope_head_dim) * act);
-    job->sums = dsi_cpu_take(&arena, rows * heads * a->v_head_dim * 4);
-    job->m = dsi_cpu_take(&arena, rows * heads * 4);
-    job->l = dsi_cpu_take(&arena, rows * heads * 4);
-    int64_t limit = dsi_cpu_round_up(rows * 4, 64), tile = DSI_PAGE_ROWS * DSI_CPU_TILE * 4;
-    int64_t panel = dsi_cpu_round_up(dsi_matmul_scratch_bytes(w->ne[0]), 64);
-    uint8_t *own = dsi_cpu_take(&arena, n_threads * (limit + tile + panel));
-    if (own) own += (limit + tile + panel) * thread;
-    job->limit = (int32_t *)(void *)own;
-    job->tile = own ? (float *)(void *)(own + limit) : NULL;
-    job->panel = own ? own + limit + tile : NULL;
+    room own = {0};
+    for (uint32_t i = 0; i < job->run->dev->n_threads; i++) {
+        room r;
+        r.kv = dsi_cpu_take(&arena, CONTEXT * job->head_rows * act);
+        r.q = dsi_cpu_take(&arena, n * job->q_dim * act);
+        r.sums = dsi_cpu_take(&arena, n * a->v_head_dim * 4);
+        r.m = dsi_cpu_take(&arena, n * 4);
+        r.l = dsi_cpu_take(&arena, n * 4);
+        r.limit = dsi_cpu_take(&arena, n * 4);
+        r.tile = dsi_cpu_take(&arena, CONTEXT * job->head_rows * 4);
+        r.panel = dsi_cpu_take(&arena, dsi_matmul_scratch_bytes(a->kv_lora_rank));
+        if (i == thread) own = r;
+    }
     *total = arena.used;
+    return own;
+}
+
+static expand_job job_of(const dsi_cpu_run *run) {
+    const dsi_attr_mla *a = run->op->attr;
+    return (expand_job){.run = run,
+                        .attr = a,
+                        .batch = a->batch,
+                        .n_rows = dsi_cpu_rows(run->op->in[0]),
+                        .q_dim = (int64_t)a->qk_nope_head_dim + a->qk_rope_head_dim,
+                        .head_rows = (int64_t)a->qk_nope_head_dim + a->v_head_dim};
 }
 
 dsi_status dsi_cpu_mla_expand_attend_check(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {
-    const dsi_attr_mla *a = op->attr;
+    dsi_cpu_run run = {dev, op, NULL};
+    const expand_job job = job_of(&run);
+    const dsi_attr_mla *a = job.attr;
     const dsi_tensor *q = op->in[0], *w = op->in[1], *pages = op->in[2], *y = op->out[0];
-    int64_t head_rows = a->qk_nope_head_dim + a->v_head_dim;
     bool ok = q->dtype == DSI_DTYPE_F32 && dsi_cpu_is_act(pages->dtype) &&
               dsi_cpu_is_act(y->dtype) && dsi_cpu_weight_ok(w) && w->ne[0] == a->kv_lora_rank &&
-              w->ne[1] == a->n_heads * head_rows &&
-              q->ne[0] == (int64_t)a->n_heads * (a->qk_nope_head_dim + a->qk_rope_head_dim) &&
+              w->ne[1] == a->n_heads * job.head_rows &&
+              q->ne[0] == (int64_t)a->n_heads * job.q_dim &&
               y->ne[0] == (int64_t)a->n_heads * a->v_head_dim;
-    dsi_cpu_run run = {dev, op, NULL};
-    expand_job job = {.run = &run, .attr = a, .n_rows = dsi_cpu_rows(q)};
-    if (ok) carve(&job, NULL, 0, workspace);
+    if (ok) carve(&job, job.n_rows, NULL, 0, workspace);
     return dsi_cpu_require(dev, op, ok, "types or shapes of q, kv_b, pages, y do not fit");
 }
 
-/* Keys and values of the first n cached rows of a page: kv = latents W_kv_b^T, split by columns. */
-static void expand_page(const expand_job *job, const uint8_t *page, int64_t n, uint32_t thread,
-                        uint32_t n_threads) {
+/* Keys and values of head `head` for cached rows [first, first + n), n <= CONTEXT. */
+static void expand(const expand_job *job, const room *own, int64_t head, int64_t first, int64_t n) {
     const dsi_tensor *w = job->run->op->in[1], *pages = job->run->op->in[2];
-    dsi_matmul_args a = {.x = page,
+    int32_t rows[CONTEXT];
+    for (int64_t i = 0; i < n; i++)
+        rows[i] = (int32_t)(dsi_cpu_page_row(job->batch, job->row0, (first + i) / DSI_PAGE_ROWS) +
+                            (first + i) % DSI_PAGE_ROWS);
+    dsi_matmul_args a = {.x = dsi_cpu_data(pages),
                          .x_stride = pages->stride[1],
-                         .y = job->tile,
-                         .y_stride = DSI_CPU_TILE,
+                         .x_rows = rows,
+                         .y = own->tile,
+                         .y_stride = job->head_rows,
                          .m = n,
-                         .scratch = job->panel};
-    dsi_matmul_fn matmul = dsi_cpu_matmul(job->run->dev, w, pages->dtype, &a);
-    int64_t act = dsi_dtype_bytes(pages->dtype);
-    uint64_t n0, n1;
-    dsi_pool_share((uint64_t)w->ne[1], DSI_CPU_TILE, thread, n_threads, &n0, &n1);
-    for (int64_t c = (int64_t)n0; c < (int64_t)n1; c += DSI_CPU_TILE) {
-        a.n0 = c;
-        a.n1 = dsi_min_i64(c + DSI_CPU_TILE, (int64_t)n1);
-        matmul(&a);
-        for (int64_t i = 0; i < n; i++)
-            dsi_cpu_store(job->run->dev, job->tile + i * DSI_CPU_TILE,
-                          job->kv + (i * w->ne[1] + c) * act, pages->dtype, a.n1 - c);
-    }
+                         .n0 = head * job->head_rows,
+                         .n1 = (head + 1) * job->head_rows,
+                         .scratch = own->panel};
+    dsi_cpu_matmul(job->run->dev, w, pages->dtype, &a)(&a);
+    dsi_cpu_store(job->run->dev, own->tile, own->kv, pages->dtype, n * job->head_rows);
 }
 
-/* Heads [h0, h1) of all rows against the expanded page. */
-static void attend_page(const expand_job *job, const uint8_t *page, int64_t p, int64_t h0,
-                        int64_t h1) {
+/* n rows of the chunk from row r on against the expanded page p; kv: its first row. */
+static void attend_page(const expand_job *job, const room *own, const uint8_t *kv, int64_t p,
+                        int64_t r, int64_t n) {
     const dsi_attr_mla *s = job->attr;
-    const dsi_tensor *w = job->run->op->in[1], *pages = job->run->op->in[2];
-    int64_t act = dsi_dtype_bytes(pages->dtype), nope = s->qk_nope_head_dim, v = s->v_head_dim;
-    int64_t q_dim = nope + s->qk_rope_head_dim, heads = s->n_heads;
-    for (int64_t i = 0; i < job->n_rows; i++)
-        job->limit[i] = dsi_cpu_visible_rows(job->batch, job->row0 + i, p);
-    dsi_attend_fn attend = dsi_cpu_attend(job->run->dev, pages->dtype);
-    for (int64_t h = h0; h < h1; h++) {
-        const uint8_t *key = job->kv + h * (nope + v) * act;
-        dsi_attend_args a = {.q = job->q + h * q_dim * act,
-                             .q_stride = heads * q_dim,
-                             .k0 = key,
-                             .k0_stride = w->ne[1],
-                             .k1 = page + s->kv_lora_rank * act,
-                             .k1_stride = pages->stride[1],
-                             .v = key + nope * act,
-                             .v_stride = w->ne[1],
-                             .limit = job->limit,
-                             .state_m = job->m + h,
-                             .state_l = job->l + h,
-                             .state_stride = heads,
-                             .o = job->sums + h * v,
-                             .o_stride = heads * v,
-                             .n_q = job->n_rows,
-                             .d0 = nope,
-                             .d1 = s->qk_rope_head_dim,
-                             .dv = v,
-                             .scale = s->scale};
-        attend(&a);
-    }
+    const dsi_tensor *pages = job->run->op->in[2];
+    const int64_t act = dsi_dtype_bytes(pages->dtype), nope = s->qk_nope_head_dim;
+    for (int64_t i = 0; i < n; i++)
+        own->limit[i] = dsi_cpu_visible_rows(job->batch, job->row0 + r + i, p);
+    const int64_t page = dsi_cpu_page_row(job->batch, job->row0, p);
+    dsi_attend_args a = {.q = own->q,
+                         .q_stride = job->q_dim,
+                         .k0 = kv,
+                         .k0_stride = job->head_rows,
+                         .k1 = dsi_cpu_at(pages, page, s->kv_lora_rank),
+                         .k1_stride = pages->stride[1],
+                         .v = kv + nope * act,
+                         .v_stride = job->head_rows,
+                         .limit = own->limit,
+                         .state_m = own->m,
+                         .state_l = own->l,
+                         .state_stride = 1,
+                         .o = own->sums,
+                         .o_stride = s->v_head_dim,
+                         .n_q = n,
+                         .d0 = nope,
+                         .d1 = s->qk_rope_head_dim,
+                         .dv = s->v_head_dim,
+                         .scale = s->scale};
+    dsi_cpu_attend(job->run->dev, pages->dtype)(&a);
 }
 
-static void start_heads(const expand_job *job, int64_t h0, int64_t h1) {
-    const dsi_attr_mla *s = job->attr;
+enum { STEP = 16 }; /* loops over floats in steps that compilers make vectors of */
+
+/* Head `head` for rows [r, r + n) of the chunk. */
+static void run_head(const expand_job *job, const room *own, int64_t head, int64_t r, int64_t n) {
     const dsi_tensor *q = job->run->op->in[0], *pages = job->run->op->in[2];
-    int64_t q_dim = s->qk_nope_head_dim + s->qk_rope_head_dim, heads = s->n_heads;
-    int64_t act = dsi_dtype_bytes(pages->dtype);
-    for (int64_t i = 0; i < job->n_rows; i++) {
-        dsi_cpu_store(job->run->dev, dsi_cpu_at(q, job->row0 + i, h0 * q_dim),
-                      job->q + (i * heads + h0) * q_dim * act, pages->dtype, (h1 - h0) * q_dim);
-        memset(job->sums + (i * heads + h0) * s->v_head_dim, 0,
-               (size_t)((h1 - h0) * s->v_head_dim) * sizeof *job->sums);
-        for (int64_t h = h0; h < h1; h++)
-            job->m[i * heads + h] = -INFINITY, job->l[i * heads + h] = 0;
-    }
-}
-static void finish_heads(const expand_job *job, int64_t h0, int64_t h1) {
     const dsi_tensor *y = job->run->op->out[0];
-    int64_t heads = job->attr->n_heads, v = job->attr->v_head_dim;
-    for (int64_t i = 0; i < job->n_rows; i++)
-        for (int64_t h = h0; h < h1; h++) {
-            float *sum = job->sums + (i * heads + h) * v;
-            for (int64_t j = 0; j < v; j++) sum[j] /= job->l[i * heads + h];
-            dsi_cpu_store(job->run->dev, sum, dsi_cpu_at(y, job->row0 + i, h * v), y->dtype, v);
-        }
+    const int64_t act = dsi_dtype_bytes(pages->dtype), v = job->attr->v_head_dim;
+    for (int64_t i = 0; i < n; i++) {
+        dsi_cpu_store(job->run->dev, dsi_cpu_at(q, job->row0 + r + i, head * job->q_dim),
+                      own->q + i * job->q_dim * act, pages->dtype, job->q_dim);
+        own->m[i] = -INFINITY, own->l[i] = 0;
+    }
+    memset(own->sums, 0, (size_t)(n * v) * sizeof *own->sums);
+    const int64_t n_context = (int64_t)job->batch->position[job->row0 + r + n - 1] + 1;
+    for (int64_t first = 0; first < n_context; first += CONTEXT) {
+        const int64_t n_step = dsi_min_i64(CONTEXT, n_context - first);
+        expand(job, own, head, first, n_step);
+        for (int64_t j = 0; j < n_step; j += DSI_PAGE_ROWS)
+            attend_page(job, own, own->kv + j * job->head_rows * act, (first + j) / DSI_PAGE_ROWS,
+                        r, n);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        float *sum = own->sums + i * v;
+        const float l = own->l[i];
+        int64_t d = 0;
+        for (; d + STEP <= v; d += STEP)
+            for (int j = 0; j < STEP; j++) sum[d + j] /= l;
+        for (; d < v; d++) sum[d] /= l;
+        dsi_cpu_store(job->run->dev, sum, dsi_cpu_at(y, job->row0 + r + i, head * v), y->dtype, v);
+    }
 }
 
 static void expand_attend(void *context, uint32_t thread, uint32_t n_threads) {
-    expand_job job = *(const expand_job *)context; /* each thread carves its own scratch */
-    uint64_t total, h0, h1;
-    carve(&job, job.run->workspace, thread, &total);
-    dsi_pool_share(job.attr->n_heads, 1, thread, n_threads, &h0, &h1);
-    start_heads(&job, (int64_t)h0, (int64_t)h1);
-    int64_t n_context = (int64_t)job.batch->position[job.row0 + job.n_rows - 1] + 1;
-    for (int64_t p = 0; p * DSI_PAGE_ROWS < n_context; p++) {
-        const uint8_t *page =
-            dsi_cpu_at(job.run->op->in[2], dsi_cpu_page_row(job.batch, job.row0, p), 0);
-        int64_t n = dsi_min_i64(DSI_PAGE_ROWS, n_context - p * DSI_PAGE_ROWS);
-        expand_page(&job, page, n, thread, n_threads);
-        dsi_cpu_barrier(job.run->dev, n_threads);
-        attend_page(&job, page, p, (int64_t)h0, (int64_t)h1);
-        dsi_cpu_barrier(job.run->dev, n_threads); /* kv is overwritten by the next page */
+    const expand_job *job = context;
+    uint64_t total, i0, i1;
+    const room own = carve(job, job->n_rows, job->run->workspace, thread, &total);
+    /* fewer heads than threads: the rows are cut too, so that every thread has a share */
+    const int64_t parts = dsi_ceil_div(n_threads, job->attr->n_heads);
+    const int64_t rows = dsi_ceil_div(job->n_rows, parts);
+    dsi_pool_share((uint64_t)(job->attr->n_heads * parts), 1, thread, n_threads, &i0, &i1);
+    for (int64_t i = (int64_t)i0; i < (int64_t)i1; i++) {
+        const int64_t r = i % parts * rows;
+        if (r < job->n_rows) run_head(job, &own, i / parts, r, dsi_min_i64(rows, job->n_rows - r));
     }
-    finish_heads(&job, (int64_t)h0, (int64_t)h1);
 }
 
 void dsi_cpu_mla_expand_attend_run(const dsi_cpu_run *run) {
-    const dsi_attr_mla *attr = run->op->attr;
-    const dsi_batch *batch = attr->batch;
-    for (int64_t begin = 0, r = 0; dsi_cpu_next_run(batch, true, &begin, &r);) {
-        expand_job job = {
-            .run = run, .attr = attr, .batch = batch, .row0 = begin, .n_rows = r - begin};
+    expand_job job = job_of(run);
+    for (int64_t begin = 0, r = 0; dsi_cpu_next_run(job.batch, true, &begin, &r);) {
+        job.row0 = begin, job.n_rows = r - begin;
         const dsi_tensor *w = run->op->in[1]; /* making keys and values is most of the work */
-        int64_t work = w->ne[0] * w->ne[1] * ((int64_t)batch->position[r - 1] + 1);
+        int64_t work = w->ne[0] * w->ne[1] * ((int64_t)job.batch->position[r - 1] + 1);
         dsi_cpu_parallel(run->dev, expand_attend, &job, work);
     }
 }
