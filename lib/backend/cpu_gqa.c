@@ -4,11 +4,11 @@
 #include <math.h>
 #include <string.h>
 
-enum { ROWS_AT_ONCE = 16 };
+enum { QUERIES = 256 }; /* (row, head) pairs of one KV head that share a read of its pages */
 
 static int64_t gqa_share(const dsi_attr_gqa *a, int64_t act) {
-    return dsi_cpu_round_up(ROWS_AT_ONCE * a->head_dim * 4, 64) +
-           dsi_cpu_round_up(ROWS_AT_ONCE * a->head_dim * act, 64);
+    return dsi_cpu_round_up(QUERIES * a->head_dim * 4, 64) +
+           dsi_cpu_round_up(QUERIES * a->head_dim * act, 64);
 }
 
 dsi_status dsi_cpu_gqa_attend_check(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {
@@ -16,28 +16,68 @@ dsi_status dsi_cpu_gqa_attend_check(dsi_dev *dev, const dsi_op *op, uint64_t *wo
     const dsi_tensor *q = op->in[0], *pages = op->in[1], *y = op->out[0];
     bool ok = q->dtype == DSI_DTYPE_F32 && dsi_cpu_is_act(pages->dtype) &&
               dsi_cpu_is_act(y->dtype) && a->n_kv_heads && a->n_heads % a->n_kv_heads == 0 &&
+              a->n_heads / a->n_kv_heads <= QUERIES &&
               q->ne[0] == (int64_t)a->n_heads * a->head_dim && y->ne[0] == q->ne[0] &&
               pages->ne[0] >= 2 * (int64_t)a->n_kv_heads * a->head_dim;
     *workspace = (uint64_t)gqa_share(a, 4) * dev->n_threads;
     return dsi_cpu_require(dev, op, ok, "types or shapes of q, pages, y do not fit");
 }
 
-/* One head, rows [r0, r1) of one sequence (at most ROWS_AT_ONCE). */
-static void attend_head(const dsi_cpu_run *run, uint8_t *scratch, int64_t head, int64_t r0,
-                        int64_t r1) {
+/* Rows [r0, r1) of one sequence and heads [h0, h1) of one KV head: query i is head h0 + i % n of
+ * row r0 + i / n. */
+typedef struct task {
+    int64_t r0, r1, h0, h1;
+} task;
+
+/* Keys and values of page p come closer while the page before it is used. */
+static void fetch_page(const dsi_cpu_run *run, const task *t, int64_t kv_head, int64_t p) {
     const dsi_attr_gqa *s = run->op->attr;
-    const dsi_tensor *q = run->op->in[0], *pages = run->op->in[1], *y = run->op->out[0];
-    int64_t dim = s->head_dim, act = dsi_dtype_bytes(pages->dtype);
-    float *sums = (float *)(void *)scratch;
-    uint8_t *q_act = scratch + dsi_cpu_round_up(ROWS_AT_ONCE * dim * 4, 64);
-    float m[ROWS_AT_ONCE], l[ROWS_AT_ONCE];
-    int32_t limit[ROWS_AT_ONCE];
-    memset(sums, 0, (size_t)((r1 - r0) * dim) * sizeof *sums);
-    for (int64_t i = 0; i < r1 - r0; i++) {
-        m[i] = -INFINITY, l[i] = 0;
-        dsi_cpu_store(run->dev, dsi_cpu_at(q, r0 + i, head * dim), q_act + i * dim * act,
-                      pages->dtype, dim);
+    const dsi_tensor *pages = run->op->in[1];
+    const int64_t bytes = s->head_dim * dsi_dtype_bytes(pages->dtype);
+    if (p * DSI_PAGE_ROWS > s->batch->position[t->r1 - 1]) return;
+    const int64_t row = dsi_cpu_page_row(s->batch, t->r0, p);
+    for (int64_t j = 0; j < DSI_PAGE_ROWS; j++) {
+        const uint8_t *k = dsi_cpu_at(pages, row + j, kv_head * s->head_dim);
+        const uint8_t *v = dsi_cpu_at(pages, row + j, (s->n_kv_heads + kv_head) * s->head_dim);
+        for (int64_t i = 0; i < bytes; i += 64) {
+            __builtin_prefetch(k + i, 0, 2);
+            __builtin_prefetch(v + i, 0, 2);
+        }
     }
+}
+
+enum { STEP = 16 }; /* loops over floats in steps that compilers make vectors of */
+
+static void finish(const dsi_cpu_run *run, const task *t, float *sums, const float *l) {
+    const dsi_attr_gqa *s = run->op->attr;
+    const dsi_tensor *y = run->op->out[0];
+    const int64_t dim = s->head_dim, n_heads = t->h1 - t->h0;
+    for (int64_t i = 0; i < (t->r1 - t->r0) * n_heads; i++) {
+        float *sum = sums + i * dim;
+        int64_t j = 0;
+        for (; j + STEP <= dim; j += STEP)
+            for (int k = 0; k < STEP; k++) sum[j + k] /= l[i];
+        for (; j < dim; j++) sum[j] /= l[i];
+        dsi_cpu_store(run->dev, sum,
+                      dsi_cpu_at(y, t->r0 + i / n_heads, (t->h0 + i % n_heads) * dim), y->dtype,
+                      dim);
+    }
+}
+
+static void run_task(const dsi_cpu_run *run, uint8_t *scratch, const task *t) {
+    const dsi_attr_gqa *s = run->op->attr;
+    const dsi_tensor *q = run->op->in[0], *pages = run->op->in[1];
+    const int64_t dim = s->head_dim, act = dsi_dtype_bytes(pages->dtype), n_heads = t->h1 - t->h0;
+    const int64_t n = (t->r1 - t->r0) * n_heads, kv_head = t->h0 / (s->n_heads / s->n_kv_heads);
+    float *sums = (float *)(void *)scratch;
+    uint8_t *q_act = scratch + dsi_cpu_round_up(QUERIES * dim * 4, 64);
+    float m[QUERIES], l[QUERIES];
+    int32_t limit[QUERIES];
+    memset(sums, 0, (size_t)(n * dim) * sizeof *sums);
+    for (int64_t i = 0; i < n; i++) m[i] = -INFINITY, l[i] = 0;
+    for (int64_t r = t->r0; r < t->r1; r++)
+        dsi_cpu_store(run->dev, dsi_cpu_at(q, r, t->h0 * dim),
+                      q_act + (r - t->r0) * n_heads * dim * act, pages->dtype, n_heads * dim);
     dsi_attend_args a = {.q = q_act,
                          .q_stride = dim,
                          .k0_stride = pages->stride[1],
@@ -48,36 +88,46 @@ static void attend_head(const dsi_cpu_run *run, uint8_t *scratch, int64_t head, 
                          .state_stride = 1,
                          .o = sums,
                          .o_stride = dim,
-                         .n_q = r1 - r0,
+                         .n_q = n,
                          .d0 = dim,
                          .dv = dim,
                          .scale = s->scale};
     dsi_attend_fn attend = dsi_cpu_attend(run->dev, pages->dtype);
-    int64_t kv_head = head / (s->n_heads / s->n_kv_heads), last = s->batch->position[r1 - 1];
+    const int64_t last = s->batch->position[t->r1 - 1];
     for (int64_t p = 0; p * DSI_PAGE_ROWS <= last; p++) {
-        for (int64_t i = 0; i < a.n_q; i++) limit[i] = dsi_cpu_visible_rows(s->batch, r0 + i, p);
-        int64_t row = dsi_cpu_page_row(s->batch, r0, p);
+        for (int64_t i = 0; i < n; i++)
+            limit[i] = dsi_cpu_visible_rows(s->batch, t->r0 + i / n_heads, p);
+        const int64_t row = dsi_cpu_page_row(s->batch, t->r0, p);
+        fetch_page(run, t, kv_head, p + 1);
         a.k0 = dsi_cpu_at(pages, row, kv_head * dim);
         a.v = dsi_cpu_at(pages, row, (s->n_kv_heads + kv_head) * dim);
         attend(&a);
     }
-    for (int64_t i = 0; i < a.n_q; i++) {
-        for (int64_t j = 0; j < dim; j++) sums[i * dim + j] /= l[i];
-        dsi_cpu_store(run->dev, sums + i * dim, dsi_cpu_at(y, r0 + i, head * dim), y->dtype, dim);
-    }
+    finish(run, t, sums, l);
 }
 
+/* A KV head and a run of rows after the other; each thread takes every n_threads-th. Fewer KV heads
+ * than threads: the heads of one go in smaller groups, and read its pages more than once. */
 static void attend_heads(void *context, uint32_t thread, uint32_t n_threads) {
     const dsi_cpu_run *run = context;
     const dsi_attr_gqa *s = run->op->attr;
     uint8_t *scratch = run->workspace + (uint64_t)gqa_share(s, 4) * thread;
-    uint64_t h0, h1;
-    dsi_pool_share(s->n_heads, 1, thread, n_threads, &h0, &h1);
+    const int64_t group = s->n_heads / s->n_kv_heads;
+    int64_t heads = group;
+    while (heads > 1 && s->n_kv_heads * dsi_ceil_div(group, heads) < n_threads)
+        heads = dsi_ceil_div(heads, 2);
+    const int64_t rows = QUERIES / heads;
+    int64_t number = 0;
     for (int64_t r = 0, end; r < s->batch->n_rows; r = end) {
-        for (end = r + 1; end < s->batch->n_rows && end < r + ROWS_AT_ONCE &&
-                          s->batch->seq[end] == s->batch->seq[r];)
+        for (end = r + 1;
+             end < s->batch->n_rows && end < r + rows && s->batch->seq[end] == s->batch->seq[r];)
             end++;
-        for (int64_t h = (int64_t)h0; h < (int64_t)h1; h++) attend_head(run, scratch, h, r, end);
+        for (int64_t h = 0; h < s->n_heads; number++) {
+            const int64_t group_end = (h / group + 1) * group;
+            const task t = {r, end, h, dsi_min_i64(h + heads, group_end)};
+            if (number % n_threads == thread) run_task(run, scratch, &t);
+            h = t.h1;
+        }
     }
 }
 void dsi_cpu_gqa_attend_run(const dsi_cpu_run *run) {
