@@ -144,6 +144,14 @@ static void attention(const dsi_batch *b, uint32_t r, const dsi_tensor *q, int64
     for (int64_t i = 0; i < dv; i++) out[i] /= sum;
 }
 
+static const char *best_kernels(void) {
+    uint32_t have = dsi_isa_detect();
+    return have & DSI_ISA_AVX512BF16 ? "avx512bf16"
+           : have & DSI_ISA_AVX512   ? "avx512"
+           : have & DSI_ISA_AVX2     ? "avx2"
+                                     : "ref";
+}
+
 /* ---- MLA, absorbed --------------------------------------------------------------------------- */
 
 enum { HEADS = 19, RANK = 24, ROPE = 8 };
@@ -205,21 +213,121 @@ static void check_mla(const char *kernels, dsi_dtype act, double bound) {
     close_bench(&b);
 }
 
-static const char *best_kernels(void) {
-    uint32_t have = dsi_isa_detect();
-    return have & DSI_ISA_AVX512BF16 ? "avx512bf16"
-           : have & DSI_ISA_AVX512   ? "avx512"
-           : have & DSI_ISA_AVX2     ? "avx2"
-                                     : "ref";
-}
-
 static void test_mla(void **state) {
     (void)state;
     check_mla(best_kernels(), DSI_DTYPE_BF16, 2e-2);
     check_mla(best_kernels(), DSI_DTYPE_F32, 1e-5);
 }
 
+/* ---- MLA, expanded --------------------------------------------------------------------------- */
+
+enum { NOPE = 12, VALUE = 20, X_HEADS = 3 };
+static const dsi_attr_mla EXPANDED = {
+    sizeof EXPANDED, X_HEADS, NOPE, ROPE, VALUE, RANK, 0.5f, 0, NULL};
+
+static dsi_tensor expand_attend(bench *b, const dsi_batch *batch, dsi_tensor in[3]) {
+    in[0] = make(b, DSI_DTYPE_F32, X_HEADS * (NOPE + ROPE), batch->n_rows, 1);
+    in[1] = make(b, DSI_DTYPE_F32, RANK, X_HEADS * (NOPE + VALUE), 0.3);
+    in[2] = make(b, DSI_DTYPE_F32, RANK + ROPE, MAX_SEQS * MAX_PAGES * DSI_PAGE_ROWS, 1);
+    dsi_tensor y = make(b, DSI_DTYPE_F32, X_HEADS * VALUE, batch->n_rows, 0);
+    dsi_attr_mla attr = EXPANDED;
+    attr.batch = batch;
+    run(b, DSI_OP_MLA_EXPAND_ATTEND, (const dsi_tensor *[]){&in[0], &in[1], &in[2]}, 3, &y, &attr);
+    return y;
+}
+
+/* The cached rows of row r's sequence as [keys | values] of one head, where the pages have them. */
+static dsi_tensor expand_rows(bench *b, const dsi_batch *batch, uint32_t r, const dsi_tensor in[3],
+                              int64_t head) {
+    dsi_tensor kv = make(b, DSI_DTYPE_F32, NOPE + ROPE + VALUE, in[2].ne[1], 0);
+    for (int64_t j = 0; j <= batch->position[r]; j++) {
+        int64_t row = dsi_cpu_page_row(batch, r, j / DSI_PAGE_ROWS) + j % DSI_PAGE_ROWS;
+        for (int64_t n = 0; n < NOPE + ROPE + VALUE; n++) {
+            bool is_rope = n >= NOPE && n < NOPE + ROPE;
+            int64_t w_row = head * (NOPE + VALUE) + (n < NOPE ? n : n - ROPE);
+            double sum = is_rope ? get(&in[2], row, RANK + n - NOPE) : 0;
+            for (int64_t i = 0; i < RANK && !is_rope; i++)
+                sum += get(&in[1], w_row, i) * get(&in[2], row, i);
+            float value = (float)sum;
+            memcpy(kv.buf->data + 4 * (row * kv.stride[1] + n), &value, 4);
+        }
+    }
+    return kv;
+}
+
+static void test_expanded(void **state) {
+    (void)state;
+    static const int32_t lengths[2] = {700, 130}, counts[2] = {11, 4};
+    rows r;
+    make_rows(&r, 2, lengths, counts, true);
+    bench b = open_bench(1, best_kernels());
+    dsi_tensor in[3], y = expand_attend(&b, &r.batch, in);
+    double worst = 0;
+    for (uint32_t row = 0; row < r.batch.n_rows; row += 5)
+        for (int64_t h = 0; h < X_HEADS; h++) {
+            double truth[VALUE];
+            bench own = {.backend = b.backend, .dev = b.dev};
+            dsi_tensor kv = expand_rows(&own, &r.batch, row, in, h);
+            attention(&r.batch, row, &in[0], h * (NOPE + ROPE), NOPE + ROPE, &kv, 0, NOPE + ROPE,
+                      VALUE, (double)EXPANDED.scale, truth);
+            for (int64_t i = 0; i < VALUE; i++)
+                worst = fmax(worst, fabs(get(&y, row, h * VALUE + i) - truth[i]));
+            b.backend->buf_free(kv.buf);
+        }
+    print_message("mla_expand_attend: worst error %.2g\n", worst);
+    assert_true(worst < 1e-5);
+    for (uint32_t threads = 2; threads <= 7; threads += 5) { /* 7: more threads than heads */
+        bench other = open_bench(threads, best_kernels());
+        dsi_tensor in2[3], y2 = expand_attend(&other, &r.batch, in2);
+        same_bits(&y, &y2, 0, "threads");
+        close_bench(&other);
+    }
+    close_bench(&b);
+}
+
+/* ---- Grouped queries ------------------------------------------------------------------------- */
+
+enum { KV_HEADS = 2, GROUP = 3, DIM = 20 };
+static const dsi_attr_gqa GQA = {sizeof GQA, KV_HEADS *GROUP, KV_HEADS, DIM, 0.4f, 0, NULL};
+
+static dsi_tensor gqa_attend(bench *b, const dsi_batch *batch, dsi_tensor in[2]) {
+    in[0] = make(b, DSI_DTYPE_F32, KV_HEADS * GROUP * DIM, batch->n_rows, 1);
+    in[1] = make(b, DSI_DTYPE_F32, 2 * KV_HEADS * DIM, MAX_SEQS * MAX_PAGES * DSI_PAGE_ROWS, 1);
+    dsi_tensor y = make(b, DSI_DTYPE_F32, KV_HEADS * GROUP * DIM, batch->n_rows, 0);
+    dsi_attr_gqa attr = GQA;
+    attr.batch = batch;
+    run(b, DSI_OP_GQA_ATTEND, (const dsi_tensor *[]){&in[0], &in[1]}, 2, &y, &attr);
+    return y;
+}
+
+static void test_gqa(void **state) {
+    (void)state;
+    rows r;
+    make_rows(&r, MAX_SEQS, LENGTHS, COUNTS, false);
+    bench b = open_bench(1, best_kernels());
+    dsi_tensor in[2], y = gqa_attend(&b, &r.batch, in);
+    double worst = 0;
+    for (uint32_t row = 0; row < r.batch.n_rows; row++)
+        for (int64_t h = 0; h < KV_HEADS * GROUP; h++) {
+            double truth[DIM];
+            attention(&r.batch, row, &in[0], h * DIM, DIM, &in[1], h / GROUP * DIM,
+                      (KV_HEADS + h / GROUP) * DIM, DIM, (double)GQA.scale, truth);
+            for (int64_t i = 0; i < DIM; i++)
+                worst = fmax(worst, fabs(get(&y, row, h * DIM + i) - truth[i]));
+        }
+    print_message("gqa_attend: worst error %.2g\n", worst);
+    assert_true(worst < 1e-5);
+    for (uint32_t threads = 2; threads <= 7; threads += 5) { /* 7: more threads than KV heads */
+        bench other = open_bench(threads, best_kernels());
+        dsi_tensor in2[2], y2 = gqa_attend(&other, &r.batch, in2);
+        same_bits(&y, &y2, 0, "threads");
+        close_bench(&other);
+    }
+    close_bench(&b);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_mla)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_mla), cmocka_unit_test(test_expanded),
+                                       cmocka_unit_test(test_gqa)};
     return cmocka_run_group_tests_name("attention", tests, NULL, NULL);
 }
