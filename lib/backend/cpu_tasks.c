@@ -8,8 +8,8 @@ enum {
     FEW_ROWS = 16,    /* up to so many rows, the bytes of the weights decide; beyond, products */
     COLUMNS_MIN = 16, /* what kernels compute at once */
     TASKS_PER_THREAD = 8,
-    PREFETCH_ROWS = 16,   /* weight rows that a kernel reads side by side */
-    PREFETCH_BYTES = 1536 /* of each: what arrives while the kernel before ends */
+    PREFETCH_ROWS = 4,     /* weight rows that a kernel reads side by side */
+    PREFETCH_BYTES = 8192 /* of each: what arrives while the kernel before ends */
 };
 
 /* ---- Dealing ------------------------------------------------------------------------------------
