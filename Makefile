@@ -123,8 +123,8 @@ libraries := $(static_lib) $(if $(SANITIZE),,$(shared_lib))
 
 # ---- Targets -------------------------------------------------------------------------------
 .PHONY: all run test check-asan check-clang check-kernels check-long check-tsan check-valgrind \
-        torture fuzz coverage install uninstall format clean help run-now test-now asan-now \
-        long-now torture-now fuzz-now tsan-now valgrind-now tests compiler
+        bench-peers torture fuzz coverage install uninstall format clean help run-now test-now \
+        asan-now long-now torture-now fuzz-now tsan-now valgrind-now tests compiler
 
 all: $(libraries) $(programs) $(examples) $(pages) ## library, programs, examples, pages | 库、程序、示例
 
@@ -159,6 +159,13 @@ check-clang: ## compile everything with clang, warnings are errors | 用 clang �
 
 check-kernels: $(BUILD)/check_kernels ## every kernel against its reference, with times | 算子对拍与计时
 	$(BUILD)/check_kernels --bench
+
+# Installs the peers into build/peers and writes 27 GB of models there: once.
+PEERS_RUN ?=
+bench-peers: all ## beside llama.cpp and kt-kernel, in turns (an hour) | 与 llama.cpp 等对手交替计时
+	@BUILD='$(abspath $(BUILD))' sh bench/peers/setup
+	@BUILD='$(abspath $(BUILD))' $(BUILD)/peers/bin/python bench/peers/run $(PEERS_RUN)
+	@BUILD='$(abspath $(BUILD))' $(BUILD)/peers/bin/python bench/peers/table.py
 
 # 40,000 randomly damaged checkpoints, 14,000 wrong by construction, 1,200 with damaged numbers (in
 # `make test` 400, 1,400 and 120), plain and under the sanitizers.

@@ -44,6 +44,8 @@ uint32_t bench_largest(const bench_list *list);
 int bench_synth(const bench_options *options);
 /* kernels.c: speed of every kernel. */
 int bench_kernels(const bench_options *options);
+/* moe.c: the experts of one DeepSeek-V3 layer as an operator. */
+int bench_moe(const bench_options *options);
 /* model.c: prefill and decode speed of a checkpoint. */
 int bench_model(const bench_options *options);
 

@@ -20,6 +20,7 @@ static const char help[] =
     "limits   read bandwidth, peak multiply-adds and clock of this machine\n"
     "kernels  every kernel of every instruction set here: checked, then timed at DeepSeek-V3 "
     "shapes\n"
+    "moe      the FP8 experts of a DeepSeek-V3 layer, 32 of them, 8 per row, as one operator\n"
     "synth    writes a checkpoint with random weights: presets v3-slice, v2-lite-half, tiny\n"
     "model    prefill and decode speed of a checkpoint, beside the limits of the machine\n"
     "\n"
@@ -29,7 +30,7 @@ static const char help[] =
     "  --rounds N         limits, kernels: measurements of which the median is shown (default 5)\n"
     "  --stem PATTERN     kernels: a shell pattern over stems (default *)\n"
     "  --isa NAME         kernels: of one instruction set alone (default: all that run here)\n"
-    "  --m LIST           kernels: rows of the matmul kernels (default 1,2,4,...,512)\n"
+    "  --m LIST           kernels, moe: rows of the inputs (default 1,2,4,...,512)\n"
     "  --out DIR          synth: folder to write\n"
     "  --preset NAME      synth: shapes (default v3-slice)\n"
     "  --dtype TYPE       synth: fp8, bf16, int8 (by row), int8-block, int4 (group 128) or\n"
@@ -254,6 +255,7 @@ int main(int argc, char **argv) {
     } commands[] = {{"synth", bench_synth},
                     {"model", bench_model},
                     {"kernels", bench_kernels},
+                    {"moe", bench_moe},
                     {"limits", bench_limits_command}};
     int code = parse(argc, argv, &o);
     if (code != BENCH_OK) return code;

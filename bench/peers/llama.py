@@ -27,18 +27,18 @@ class Llama:
         self.context = None
         self.configure(sessions, context, flash, ubatch)
 
-    def configure(self, sessions, context, flash="auto", ubatch=512):
-        """A new, empty context for the same weights."""
+    def configure(self, sessions, context, flash="auto", ubatch=512, unified=False):
+        """A new, empty context for the same weights; unified: all sequences in one row of cells."""
         if self.context:
             llama_cpp.llama_free(self.context)
         options = llama_cpp.llama_context_default_params()
-        options.n_ctx = sessions * context if sessions > 1 else context
-        options.n_batch = max(context, 2048)
+        options.n_ctx = context if unified else sessions * context
+        options.n_batch = 2048
         options.n_ubatch = ubatch
         options.n_seq_max = max(sessions, 1)
         options.n_threads = options.n_threads_batch = self.threads
         options.flash_attn_type = FLASH[flash]
-        options.kv_unified = False
+        options.kv_unified = unified
         options.no_perf = True
         self.context = llama_cpp.llama_init_from_model(self.model, options)
         if not self.context:
@@ -71,18 +71,21 @@ class Llama:
         data = ctypes.cast(data, ctypes.POINTER(ctypes.c_float))
         return numpy.ctypeslib.as_array(data, shape=(self.vocab_size,)).copy()
 
-    def save(self, path):
-        """Sequence 0 to a file; restore reads it into every sequence."""
-        tokens = (llama_cpp.llama_token * 1)(0)
-        if not llama_cpp.llama_state_seq_save_file(self.context, path.encode(), 0, tokens, 1):
-            raise RuntimeError(f"llama.cpp cannot write {path}")
+    def fill(self, depth, computed=256):
+        """Sequence 0 sees `depth` cached rows: copies of the first ones, which are computed.
 
-    def restore(self, path, sequences):
-        tokens, n = (llama_cpp.llama_token * 8)(), ctypes.c_size_t()
-        for sequence in sequences:
-            if not llama_cpp.llama_state_seq_load_file(
-                    self.context, path.encode(), sequence, tokens, 8, ctypes.byref(n)):
-                raise RuntimeError(f"llama.cpp cannot read {path}")
+        What the rows hold does not change the work. The context must be unified and have
+        depth / computed sequences. Returns the position that comes next.
+        """
+        self.decode([(2 + i % 1000, i, 0) for i in range(computed)])
+        n = llama_cpp.llama_state_seq_get_size(self.context, 0)
+        state = (ctypes.c_uint8 * n)()
+        llama_cpp.llama_state_seq_get_data(self.context, state, n, 0)
+        for sequence in range(1, depth // computed):
+            if not llama_cpp.llama_state_seq_set_data(self.context, state, n, sequence):
+                raise RuntimeError("llama.cpp has no room for a copy of a sequence")
+            llama_cpp.llama_memory_seq_cp(self.memory, sequence, 0, -1, -1)
+        return computed
 
     def close(self):
         llama_cpp.llama_free(self.context)
