@@ -182,7 +182,7 @@ long-now: tests
 	BUILD=$(BUILD) $(BUILD)/tests/test_bitflips 1200
 
 # What runs on several threads, and 2,000 schedules of it (in `make test` 200).
-thread_tests := base cancel session stream stream_end memory
+thread_tests := base pool cancel session stream stream_end memory
 check-tsan: ## what runs on several threads, under the thread sanitizer | 线程检查
 	@CC='$(CC)' sh tools/setup.sh test
 	@$(MAKE) tsan-now BUILD=$(BUILD)/tsan SANITIZE=thread

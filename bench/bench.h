@@ -42,6 +42,8 @@ uint32_t bench_largest(const bench_list *list);
 
 /* synth.c: writes a checkpoint of a preset's shapes with random weights. */
 int bench_synth(const bench_options *options);
+/* barriers.c: prints what meetings of 2, 4, .. threads cost. */
+void bench_barriers(uint32_t most_threads);
 /* kernels.c: speed of every kernel. */
 int bench_kernels(const bench_options *options);
 /* moe.c: the experts of one DeepSeek-V3 layer as an operator. */

@@ -255,5 +255,6 @@ int bench_limits_command(const bench_options *o) {
     }
     bench_yardstick_free(one);
     bench_yardstick_free(all);
+    if (there && o->format == BENCH_MD) bench_barriers(n);
     return there ? BENCH_OK : BENCH_ENVIRONMENT;
 }

@@ -25,7 +25,7 @@ static const char help[] =
     "model    prefill and decode speed of a checkpoint, beside the limits of the machine\n"
     "\n"
     "Options:\n"
-    "  --threads N        threads (default: one per CPU)\n"
+    "  --threads N        threads (default: one per core)\n"
     "  --md, --csv, --json  a table (default), lines, one JSON object as the last line\n"
     "  --rounds N         limits, kernels: measurements of which the median is shown (default 5)\n"
     "  --stem PATTERN     kernels: a shell pattern over stems (default *)\n"

@@ -23,7 +23,8 @@ static dsi_status check_range(dsi_engine *e, const char *name, uint64_t value, u
                     (unsigned long long)value, (unsigned long long)low, (unsigned long long)high);
 }
 
-/* Environment: DSINFER_THREADS and DSINFER_KERNELS stand in for options that were left out. */
+/* Environment: DSINFER_THREADS, DSINFER_KERNELS and DSINFER_PIN stand in for options that were left
+ * out. */
 static void read_environment(dsi_engine_options *o) {
     const char *threads = getenv("DSINFER_THREADS"), *kernels = getenv("DSINFER_KERNELS");
     if (!o->n_threads && threads) {
@@ -31,6 +32,9 @@ static void read_environment(dsi_engine_options *o) {
         o->n_threads = n > MAX_THREADS ? MAX_THREADS + 1 : (uint32_t)n;
     }
     if (!o->kernels && kernels && kernels[0]) o->kernels = kernels;
+    const char *pin = getenv("DSINFER_PIN");
+    if (o->pin == DSI_PIN_AUTO && pin)
+        o->pin = !strcmp(pin, "on") ? DSI_PIN_ON : !strcmp(pin, "off") ? DSI_PIN_OFF : DSI_PIN_AUTO;
 }
 
 /* A8 and E4M3 are forms of operands for certain weights; without such they would do nothing. */
@@ -72,7 +76,8 @@ static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *optio
                   {"kv_tokens", o->kv_tokens, o->max_context, 1u << 30},
                   {"activations", o->activations, 0, DSI_ACTIVATIONS_E4M3},
                   {"attention", o->attention, 0, DSI_ATTENTION_EXPANDED},
-                  {"check_layers", o->check_layers, 0, 1}};
+                  {"check_layers", o->check_layers, 0, 1},
+                  {"pin", o->pin, 0, DSI_PIN_OFF}};
     for (size_t i = 0; st == DSI_OK && i < sizeof ranges / sizeof ranges[0]; i++)
         st = check_range(e, ranges[i].name, ranges[i].value, ranges[i].low, ranges[i].high);
     e->act = o->activations == DSI_ACTIVATIONS_F32 ? DSI_DTYPE_F32 : DSI_DTYPE_BF16;
@@ -91,14 +96,15 @@ static void device_log(void *user, uint32_t level, const char *text) {
 }
 
 static dsi_status open_device(dsi_engine *e) {
+    static const char *const pins[] = {"auto", "on", "off"};
     char options[96];
     e->backend = dsi_backend_find(e->options.backend, &e->handle.error);
     if (!e->backend) return e->handle.error.status;
     bool e4m3 = e->options.activations == DSI_ACTIVATIONS_E4M3;
     bool power_of_two = e4m3 && e->model->config.quantization.power_of_two;
-    snprintf(options, sizeof options, "threads=%u,kernels=%.20s,activations=%s%s",
+    snprintf(options, sizeof options, "threads=%u,kernels=%.20s,pin=%s,activations=%s%s",
              e->options.n_threads, e->options.kernels ? e->options.kernels : "",
-             activations_name(e), power_of_two ? "-ue8m0" : "");
+             pins[e->options.pin], activations_name(e), power_of_two ? "-ue8m0" : "");
     e->host = (dsi_host){.struct_size = sizeof e->host, .user = e, .log = device_log};
     dsi_status st = e->backend->device_open(0, options, &e->host, &e->dev);
     if (st == DSI_OK) st = e->backend->stream_new(e->dev, &e->stream);

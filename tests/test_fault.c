@@ -304,10 +304,9 @@ static void test_pool_threads(void **state) {
     }
 }
 
-static void test_pool_locks(void **state) {
+static void test_pool_memory(void **state) {
     (void)state;
-    static const dsi_call kinds[] = {DSI_CALL_MUTEX, DSI_CALL_COND, DSI_CALL_CALLOC,
-                                     DSI_CALL_ALIGNED_ALLOC};
+    static const dsi_call kinds[] = {DSI_CALL_CALLOC, DSI_CALL_ALIGNED_ALLOC};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         dsi_error error = {0};
         dsi_pool *pool;
@@ -359,7 +358,7 @@ int main(void) {
         cmocka_unit_test(test_code),           cmocka_unit_test(test_growing),
         cmocka_unit_test(test_writer_faults),  cmocka_unit_test(test_remedies),
         cmocka_unit_test(test_everyday),       cmocka_unit_test(test_pool_threads),
-        cmocka_unit_test(test_pool_locks),     cmocka_unit_test(test_looking),
+        cmocka_unit_test(test_pool_memory),     cmocka_unit_test(test_looking),
         cmocka_unit_test(test_arm_while_used),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -5,6 +5,7 @@
  *   test_schedules [SCHEDULES [FIRST]]   default 200 from number 0, `make check-tsan` 2,000; a
  *                                        number always draws the same calls on each thread */
 #include "../lib/base/pool.h"
+#include "../lib/base/topology.h"
 #include "session_tools.h"
 #include <stdatomic.h>
 
@@ -54,7 +55,17 @@ static void pool_schedule(rng *r) {
     dsi_error error;
     pool_run run = {0};
     uint32_t n_threads = 1 + pick(r, POOL_THREADS), n_runs = pick(r, 6);
-    if (dsi_pool_new(n_threads, NULL, &run.pool, &error)) fail_msg("%s", error.text);
+    /* a made-up machine, so that threads meet in a tree of caches and nodes */
+    dsi_topology_cpu cpus[POOL_THREADS];
+    dsi_topology machine = {.n_cpus = POOL_THREADS, .n_cores = POOL_THREADS, .cpus = cpus};
+    for (uint32_t c = 0, l3 = 0, node = 0; c < POOL_THREADS; c++) {
+        if (c > 0 && pick(r, 2)) l3++, node += pick(r, 2);
+        cpus[c] = (dsi_topology_cpu){.id = c, .core = c, .l3 = l3, .node = node};
+        machine.n_l3 = l3 + 1, machine.n_nodes = node + 1;
+    }
+    dsi_pool_options o = {.n_threads = n_threads, .pin = pick(r, 3), .topology = &machine};
+    if (pick(r, 3) == 0) o.topology = NULL;
+    if (dsi_pool_new_placed(&o, &run.pool, &error)) fail_msg("%s", error.text);
     n_threads = dsi_pool_size(run.pool);
     for (uint32_t i = 0; i < n_runs; i++) {
         run.n_barriers = pick(r, POOL_BARRIERS);

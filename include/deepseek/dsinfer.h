@@ -144,10 +144,15 @@ enum {
 /* AUTO is the rule of exact mode: whole 256-token blocks of a prompt are expanded, its tail and
  * generated tokens are absorbed. The two others force one form, for comparisons. */
 enum { DSI_ATTENTION_AUTO = 0, DSI_ATTENTION_ABSORBED = 1, DSI_ATTENTION_EXPANDED = 2 };
+/* Whether the engine's threads are bound to CPUs. AUTO: one CPU each if the engine has a thread for
+ * every core that this process may use and no other engine of the process has them; else, on a
+ * machine of several memory nodes, to a node each. ON: one CPU each if there are enough, else a
+ * warning. The threads that call the library are never bound. */
+enum { DSI_PIN_AUTO = 0, DSI_PIN_ON = 1, DSI_PIN_OFF = 2 };
 
 typedef struct dsi_engine_options {
     uint32_t struct_size;
-    uint32_t n_threads;    /* default 0: one per CPU this process may use */
+    uint32_t n_threads;    /* default 0: one per core, at most what the control group pays for */
     uint64_t max_memory;   /* bytes for weights, KV and scratch; default 0: no cap */
     uint32_t max_sessions; /* sessions in one step; default 8 */
     uint32_t max_context;  /* tokens of one session; default 0: the model's limit, at most 4096 */
@@ -159,7 +164,7 @@ typedef struct dsi_engine_options {
     /* ref, avx2, avx512, avx512vnni, avx512bf16, amx; NULL, the default: the best here */
     const char *kernels;
     uint32_t check_layers; /* 1: look for NaN after every layer, name the first; default 0 */
-    uint32_t reserved;
+    uint32_t pin;          /* DSI_PIN_*; default AUTO */
 } dsi_engine_options;
 DSI_API void dsi_engine_options_init(dsi_engine_options *options);
 

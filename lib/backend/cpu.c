@@ -122,12 +122,31 @@ static dsi_status choose_kernels(dsi_dev *dev, const char *want, char set[16], c
     return DSI_OK;
 }
 
+/* Options: threads=N (else what suits the machine), pin=on|off (else auto). */
+static dsi_status start_threads(dsi_dev *dev, const char *options) {
+    char threads[16], pin[8];
+    dsi_topology topology;
+    option_value(options, "threads", threads, sizeof threads);
+    option_value(options, "pin", pin, sizeof pin);
+    dsi_status st = dsi_topology_read("", NULL, &topology, &open_error);
+    if (st != DSI_OK) return st;
+    dsi_pool_options o = {.n_threads = (uint32_t)strtoul(threads, NULL, 10),
+                          .pin = strcmp(pin, "on") == 0    ? DSI_POOL_PIN_ON
+                                 : strcmp(pin, "off") == 0 ? DSI_POOL_PIN_OFF
+                                                           : DSI_POOL_PIN_AUTO,
+                          .topology = &topology,
+                          .log = &dev->log};
+    if (!o.n_threads) o.n_threads = dsi_topology_threads(&topology);
+    st = dsi_pool_new_placed(&o, &dev->pool, &open_error);
+    dsi_topology_free(&topology);
+    return st;
+}
+
 static dsi_status cpu_device_open(uint32_t index, const char *options, const dsi_host *host,
                                   dsi_dev **out) {
-    char kernels[16], threads[16], activations[16];
+    char kernels[16], activations[16];
     option_value(options, "kernels", kernels, sizeof kernels);
     option_value(options, "activations", activations, sizeof activations);
-    option_value(options, "threads", threads, sizeof threads);
     if (index != 0) return dsi_fail(&open_error, DSI_E_ARG, "cpu has one device, index 0");
     dsi_dev *dev = dsi_sys_calloc(1, sizeof *dev);
     if (!dev) return dsi_fail(&open_error, DSI_E_NOMEM, "no memory for the cpu device");
@@ -137,9 +156,7 @@ static dsi_status cpu_device_open(uint32_t index, const char *options, const dsi
     if (host && host->log) dev->log = (dsi_log){host_log, (void *)(uintptr_t)host};
     char set[16], note[128];
     dsi_status st = choose_kernels(dev, kernels, set, note, sizeof note);
-    uint32_t n = (uint32_t)strtoul(threads, NULL, 10);
-    if (st == DSI_OK)
-        st = dsi_pool_new(n ? n : dsi_default_threads(), &dev->log, &dev->pool, &open_error);
+    if (st == DSI_OK) st = start_threads(dev, options);
     if (st == DSI_OK) {
         dev->n_threads = dsi_pool_size(dev->pool);
         dev->shares =

@@ -1,38 +1,49 @@
 /* pool.c: persistent threads that start a run together and meet at barriers. Everything rests on
- * one primitive, "wait until this counter moves": spin a bounded time, then sleep. */
+ * one primitive, "wait until this counter moves": spin a bounded time, then sleep on it. */
 #include "pool.h"
 
+#include "pool_place.h"
 #include "sys.h"
 #include <deepseek/dsinfer.h>
-#include <stdatomic.h>
 
-/* Longer than the gaps between two kernels of a step (microseconds), far shorter than the time
- * slice another program on this CPU would lose. */
+/* Longer than what one thread does alone between two operators of a step. Not longer: schedulers of
+ * virtual machines may put a thread that is woken onto the CPU of who woke it, and there it waits
+ * until that one has stopped spinning. */
 #define SPIN_SECONDS 40e-6
 enum { SPINS_PER_CLOCK = 32 }; /* pauses between two looks at the clock */
+
+/* Where threads meet: those that share a cache, then the meetings of a node, then those of all
+ * nodes. Each word on a cache line of its own: threads spin on one while others write the next. */
+typedef struct meeting {
+    _Alignas(64) atomic_uint n_arrived; /* threads, or meetings below, that are complete */
+    uint32_t n_expected;
+    struct meeting *above;          /* NULL: the last one */
+    _Alignas(64) atomic_uint start; /* moves when a run starts, or when the pool ends */
+    _Alignas(64) atomic_uint phase; /* moves when the barrier opens */
+    _Alignas(64) atomic_uint n_sleepers;
+} meeting;
 
 typedef struct worker {
     dsi_pool *pool;
     pthread_t thread;
     uint32_t index;
+    meeting *leaf;
 } worker;
 
 struct dsi_pool {
-    /* Written between runs only, published by `generation`. */
+    /* Written between runs only, published by the moves of `start`. */
     int64_t process; /* that started the threads: fork() copies none of them */
-    uint32_t n_threads;
+    uint32_t n_threads, n_leaves;
     bool spin, stop;
     dsi_pool_fn fn;
     void *context;
-    worker *workers; /* n_threads - 1 */
-    pthread_mutex_t mutex;
-    pthread_cond_t moved;
-    /* Each on a cache line of its own: threads spin on one while others write its neighbour. */
-    _Alignas(64) atomic_uint generation; /* moves when a run starts, or when the pool ends */
-    _Alignas(64) atomic_uint phase;      /* moves when a barrier opens */
-    _Alignas(64) atomic_uint n_arrived;  /* threads waiting at the barrier */
-    _Alignas(64) atomic_uint n_sleepers;
+    worker *workers;   /* n_threads - 1 */
+    meeting *meetings; /* the leaves first: start, phase and sleepers of the others are unused */
+    uint32_t *leaf;    /* [n_threads] */
+    dsi_pool_place place;
 };
+
+static _Thread_local uint32_t own_index; /* in the pool whose run this thread is in */
 
 static void cpu_pause(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -42,7 +53,8 @@ static void cpu_pause(void) {
 #endif
 }
 
-/* True if the counter left `old` within SPIN_SECONDS. */
+/* True if the counter left `old` within SPIN_SECONDS. No yielding in between: two threads that take
+ * turns on one CPU look busy and are not separated (measured: 24 us a barrier instead of 0.1). */
 static bool spin_until_moved(atomic_uint *counter, unsigned old) {
     double limit = 0; /* the clock is read late: most waits end before */
     for (;;) {
@@ -59,44 +71,60 @@ static bool spin_until_moved(atomic_uint *counter, unsigned old) {
 /* Returns when the counter has left `old`; what was written before its move is then visible.
  * No wake-up is lost: a sleeper announces itself before it looks at the counter, move() writes the
  * counter before it looks for sleepers, and both orders are sequentially consistent. */
-static void wait_until_moved(dsi_pool *pool, atomic_uint *counter, unsigned old) {
+static void wait_until_moved(const dsi_pool *pool, meeting *m, atomic_uint *counter, unsigned old) {
     if (pool->spin && spin_until_moved(counter, old)) return;
-    pthread_mutex_lock(&pool->mutex);
-    atomic_fetch_add(&pool->n_sleepers, 1);
-    while (atomic_load(counter) == old) pthread_cond_wait(&pool->moved, &pool->mutex);
-    atomic_fetch_sub(&pool->n_sleepers, 1);
-    pthread_mutex_unlock(&pool->mutex);
+    atomic_fetch_add(&m->n_sleepers, 1);
+    while (atomic_load(counter) == old) dsi_sys_futex_wait(counter, old);
+    atomic_fetch_sub(&m->n_sleepers, 1);
 }
 
-static void move(dsi_pool *pool, atomic_uint *counter) {
+static void move(meeting *m, atomic_uint *counter) {
     atomic_fetch_add(counter, 1);
-    if (atomic_load(&pool->n_sleepers) == 0) return;
-    pthread_mutex_lock(&pool->mutex);
-    pthread_cond_broadcast(&pool->moved);
-    pthread_mutex_unlock(&pool->mutex);
+    if (atomic_load(&m->n_sleepers) != 0) dsi_sys_futex_wake(counter);
 }
 
 void dsi_pool_barrier(dsi_pool *pool) {
     if (pool->n_threads == 1) return;
-    /* The phase cannot move before this thread has arrived, so this is the phase of this meeting;
-     * the last one resets the count before it lets the others go on to the next meeting. */
-    unsigned phase = atomic_load_explicit(&pool->phase, memory_order_relaxed);
-    if (atomic_fetch_add(&pool->n_arrived, 1) + 1 == pool->n_threads) {
-        atomic_store(&pool->n_arrived, 0);
-        move(pool, &pool->phase);
-    } else {
-        wait_until_moved(pool, &pool->phase, phase);
+    /* The phase cannot move before this thread has arrived, so this is the phase of this meeting.
+     * Whoever completes a meeting resets its count before anybody is let go, and goes up. */
+    meeting *leaf = &pool->meetings[pool->leaf[own_index]];
+    unsigned phase = atomic_load_explicit(&leaf->phase, memory_order_relaxed);
+    for (meeting *m = leaf; m != NULL; m = m->above) {
+        if (atomic_fetch_add(&m->n_arrived, 1) + 1 != m->n_expected) {
+            wait_until_moved(pool, leaf, &leaf->phase, phase);
+            return;
+        }
+        atomic_store_explicit(&m->n_arrived, 0, memory_order_relaxed);
     }
+    for (uint32_t i = 0; i < pool->n_leaves; i++)
+        move(&pool->meetings[i], &pool->meetings[i].phase);
 }
 
 static void *worker_main(void *argument) {
     worker *self = argument;
     dsi_pool *pool = self->pool;
-    for (unsigned generation = 0;; generation++) {
-        wait_until_moved(pool, &pool->generation, generation);
+    own_index = self->index;
+    for (unsigned start = 0;; start++) {
+        wait_until_moved(pool, self->leaf, &self->leaf->start, start);
         if (pool->stop) return NULL;
         pool->fn(pool->context, self->index, pool->n_threads);
         dsi_pool_barrier(pool); /* the end of the run */
+    }
+}
+
+static void start_all(dsi_pool *pool) {
+    for (uint32_t i = 0; i < pool->n_leaves; i++)
+        move(&pool->meetings[i], &pool->meetings[i].start);
+}
+
+/* If the host's scheduler has put the caller onto a worker's CPU, that worker goes to the one that
+ * was kept for the caller. */
+static void make_way(dsi_pool *pool) {
+    int cpu = dsi_sys_current_cpu();
+    if (cpu < 0 || (uint32_t)cpu == pool->place.cpus[0]) return;
+    for (uint32_t i = 1; i < pool->n_threads; i++) {
+        if (pool->place.cpus[i] != (uint32_t)cpu) continue;
+        if (dsi_pool_place_swap(&pool->place, i, pool->workers[i - 1].thread)) return;
     }
 }
 
@@ -105,18 +133,58 @@ void dsi_pool_run(dsi_pool *pool, dsi_pool_fn fn, void *context) {
         fn(context, 0, 1);
         return;
     }
+    uint32_t index_before = own_index; /* the caller may be a thread of another pool */
+    own_index = 0;
+    if (pool->place.kind == DSI_PLACE_CPUS) make_way(pool);
     pool->fn = fn;
     pool->context = context;
-    move(pool, &pool->generation);
+    start_all(pool);
     fn(context, 0, pool->n_threads);
     dsi_pool_barrier(pool);
+    own_index = index_before;
+}
+
+/* ---- Making and ending ---- */
+
+/* Meetings for threads 0..n-1, whose places are in the order of nodes and caches. May be called
+ * again for fewer while workers wait for their first run: their leaves stay the same. */
+static void arrange_meetings(dsi_pool *pool, uint32_t n) {
+    const dsi_pool_place *p = &pool->place;
+    uint32_t n_leaves = 0, n_nodes = 0;
+    for (uint32_t i = 0; i < 2 * p->n + 1; i++) {
+        pool->meetings[i].n_expected = 0;
+        pool->meetings[i].above = NULL;
+    }
+    for (uint32_t t = 0; t < n; t++) {
+        if (t == 0 || p->group[t] != p->group[t - 1]) n_leaves++;
+        pool->leaf[t] = n_leaves - 1;
+    }
+    meeting *nodes = pool->meetings + n_leaves, *root = nodes;
+    for (uint32_t t = 0; t < n; t++) {
+        bool new_leaf = t == 0 || pool->leaf[t] != pool->leaf[t - 1];
+        bool new_node = t == 0 || p->node[t] != p->node[t - 1];
+        meeting *leaf = &pool->meetings[pool->leaf[t]];
+        n_nodes += new_node;
+        leaf->n_expected++;
+        if (!new_leaf) continue;
+        leaf->above = &nodes[n_nodes - 1];
+        leaf->above->n_expected++;
+    }
+    /* A meeting of one is none. */
+    if (n_nodes > 1) root = nodes + n_nodes;
+    for (uint32_t i = 0; n_nodes > 1 && i < n_nodes; i++) nodes[i].above = root, root->n_expected++;
+    for (uint32_t i = 0; i < n_leaves; i++)
+        while (pool->meetings[i].above && pool->meetings[i].above->n_expected == 1)
+            pool->meetings[i].above = pool->meetings[i].above->above;
+    pool->n_leaves = n_leaves;
 }
 
 /* Starts the workers one by one; the first refusal sets the size of the pool. */
 static void start_workers(dsi_pool *pool, uint32_t n_threads, const dsi_log *log) {
     for (uint32_t i = 1; i < n_threads; i++) {
         worker *new_worker = &pool->workers[i - 1];
-        *new_worker = (worker){.pool = pool, .index = i};
+        meeting *leaf = &pool->meetings[pool->leaf[i]];
+        *new_worker = (worker){.pool = pool, .index = i, .leaf = leaf};
         int code = dsi_sys_thread_create(&new_worker->thread, worker_main, new_worker);
         if (code != 0) {
             dsi_logf(log, DSI_LOG_WARN, "pool",
@@ -126,57 +194,74 @@ static void start_workers(dsi_pool *pool, uint32_t n_threads, const dsi_log *log
             return;
         }
         pool->n_threads = i + 1; /* workers read it after the first run is published */
+        dsi_pool_place_worker(&pool->place, i, new_worker->thread, log);
     }
 }
 
-dsi_status dsi_pool_new(uint32_t n_threads, const dsi_log *log, dsi_pool **pool, dsi_error *error) {
+static void free_parts(dsi_pool *pool, bool in_child) {
+    dsi_pool_place_free(&pool->place, in_child);
+    dsi_sys_free(pool->workers);
+    dsi_sys_free(pool->leaf);
+    dsi_sys_free(pool->meetings);
+    dsi_sys_free(pool);
+}
+
+dsi_status dsi_pool_new_placed(const dsi_pool_options *options, dsi_pool **pool, dsi_error *error) {
+    uint32_t n = options->n_threads;
     *pool = NULL;
-    if (n_threads < 1 || n_threads > DSI_POOL_MAX_THREADS) {
-        return dsi_fail(error, DSI_E_ARG, "n_threads is %u; it must be 1 to %d", n_threads,
+    if (n < 1 || n > DSI_POOL_MAX_THREADS) {
+        return dsi_fail(error, DSI_E_ARG, "n_threads is %u; it must be 1 to %d", n,
                         DSI_POOL_MAX_THREADS);
     }
-    dsi_pool *made = dsi_sys_alloc_aligned(sizeof *made);
-    worker *workers = dsi_sys_calloc(n_threads, sizeof *workers);
-    if (made == NULL || workers == NULL) goto no_memory;
-    if (dsi_sys_mutex_init(&made->mutex) != 0) goto no_memory;
-    if (dsi_sys_cond_init(&made->moved) != 0) {
-        pthread_mutex_destroy(&made->mutex);
-        goto no_memory;
+    dsi_pool *made = dsi_sys_calloc(1, sizeof *made);
+    bool whole = made != NULL;
+    if (whole) {
+        made->workers = dsi_sys_calloc(n, sizeof *made->workers);
+        made->leaf = dsi_sys_calloc(n, sizeof *made->leaf);
+        made->meetings = dsi_sys_alloc_aligned((2ull * n + 1) * sizeof *made->meetings);
+        whole = made->workers != NULL && made->leaf != NULL && made->meetings != NULL &&
+                dsi_pool_place_choose(&made->place, n, options);
+    }
+    if (!whole) {
+        if (made != NULL) free_parts(made, false);
+        return dsi_fail(error, DSI_E_NOMEM,
+                        "no memory for a pool of %u threads; ask for fewer threads", n);
     }
     made->process = dsi_sys_getpid();
     made->n_threads = 1;
-    made->workers = workers;
     /* A thread that spins on the CPU its partner needs only delays it. */
-    made->spin = n_threads <= dsi_sys_cpu_count();
-    start_workers(made, n_threads, log);
+    double quota = options->topology != NULL ? options->topology->quota : 0;
+    made->spin = n <= dsi_sys_cpu_count() && (quota == 0 || n <= quota);
+    arrange_meetings(made, n);
+    start_workers(made, n, options->log);
+    if (made->n_threads < n) arrange_meetings(made, made->n_threads);
+    made->place.topology = NULL;
     *pool = made;
     return DSI_OK;
-
-no_memory:
-    dsi_sys_free(workers);
-    dsi_sys_free(made);
-    return dsi_fail(error, DSI_E_NOMEM, "no memory for a pool of %u threads; ask for fewer threads",
-                    n_threads);
 }
 
-/* Not in a child of fork(): there is no thread to join there, and destroying the condition would
- * wait for sleepers that do not exist. */
-static void stop_workers(dsi_pool *pool) {
-    pool->stop = true;
-    move(pool, &pool->generation);
-    for (uint32_t i = 1; i < pool->n_threads; i++) {
-        dsi_sys_thread_join(pool->workers[i - 1].thread);
-    }
-    pthread_cond_destroy(&pool->moved);
-    pthread_mutex_destroy(&pool->mutex);
+dsi_status dsi_pool_new(uint32_t n_threads, const dsi_log *log, dsi_pool **pool, dsi_error *error) {
+    return dsi_pool_new_placed(&(dsi_pool_options){.n_threads = n_threads, .log = log}, pool,
+                               error);
 }
 
+/* In a child of fork() there is no thread to join. */
 void dsi_pool_free(dsi_pool *pool) {
     if (pool == NULL) return;
-    if (dsi_sys_getpid() == pool->process) stop_workers(pool);
-    dsi_sys_free(pool->workers);
-    dsi_sys_free(pool);
+    bool in_child = dsi_sys_getpid() != pool->process;
+    if (!in_child) {
+        pool->stop = true;
+        start_all(pool);
+        for (uint32_t i = 1; i < pool->n_threads; i++)
+            dsi_sys_thread_join(pool->workers[i - 1].thread);
+    }
+    free_parts(pool, in_child);
 }
+
+uint32_t dsi_pool_node(const dsi_pool *pool, uint32_t thread) {
+    return thread < pool->n_threads ? pool->place.node[thread] : 0;
+}
+uint32_t dsi_pool_bound(const dsi_pool *pool) { return (uint32_t)pool->place.kind; }
 
 uint32_t dsi_pool_size(const dsi_pool *pool) { return pool->n_threads; }
 

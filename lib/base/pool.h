@@ -13,6 +13,23 @@ enum { DSI_POOL_MAX_THREADS = 1024 };
 /* n_threads counts the caller; outside 1..DSI_POOL_MAX_THREADS it is DSI_E_ARG. If the system
  * refuses threads the pool is smaller (logged, never an error). */
 dsi_status dsi_pool_new(uint32_t n_threads, const dsi_log *log, dsi_pool **pool, dsi_error *error);
+
+/* AUTO: a CPU each if the pool has a thread for every core of the topology, no more than its quota,
+ * and no other pool of the process has them; else the CPUs of one memory node each, if there are
+ * several; else nothing. ON: a CPU each if there are enough; refused with a warning. The calling
+ * thread is never bound; the CPU that would be its own stays free, and follows it. */
+enum { DSI_POOL_PIN_AUTO = 0, DSI_POOL_PIN_ON = 1, DSI_POOL_PIN_OFF = 2 };
+struct dsi_topology;
+typedef struct dsi_pool_options {
+    uint32_t n_threads, pin;
+    const struct dsi_topology *topology; /* NULL: unknown, nobody is bound */
+    const dsi_log *log;
+} dsi_pool_options;
+dsi_status dsi_pool_new_placed(const dsi_pool_options *options, dsi_pool **pool, dsi_error *error);
+/* The memory node of a thread: 0, 0, .. 1, .. ascending; 0 if threads are not bound. */
+uint32_t dsi_pool_node(const dsi_pool *pool, uint32_t thread);
+/* Threads are bound: 0 no, 1 to memory nodes, 2 to a CPU each. */
+uint32_t dsi_pool_bound(const dsi_pool *pool);
 /* Ends and joins all threads; NULL is allowed; never during a run. In a child of fork(), where the
  * threads are not, it frees the memory alone. */
 void dsi_pool_free(dsi_pool *pool);

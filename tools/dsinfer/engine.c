@@ -219,6 +219,7 @@ void cli_engine_options(const cli_options *options, const dsi_model_info *info,
     if (options->chunk != 0) engine->chunk_tokens = options->chunk;
     engine->activations = options->activations;
     engine->attention = options->attention;
+    engine->pin = options->pin;
     engine->kernels = options->kernels;
 }
 
