@@ -54,8 +54,8 @@ DSI_INLINE void store_e4m3(uint32_t *to, __m512i even, __m512i odd) {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     even = _mm512_permutexvar_epi32(order, even);
     odd = _mm512_permutexvar_epi32(order, odd);
-    const dsi_e4m3_bf16 low = dsi_e4m3_to_bf16(_mm512_unpacklo_epi8(even, odd));
-    const dsi_e4m3_bf16 high = dsi_e4m3_to_bf16(_mm512_unpackhi_epi8(even, odd));
+    const dsi_wide low = dsi_e4m3_to_bf16(_mm512_unpacklo_epi8(even, odd));
+    const dsi_wide high = dsi_e4m3_to_bf16(_mm512_unpackhi_epi8(even, odd));
     _mm512_store_si512(to, low.first);
     _mm512_store_si512(to + 16, low.second);
     _mm512_store_si512(to + 32, high.first);
