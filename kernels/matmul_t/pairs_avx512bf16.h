@@ -162,7 +162,7 @@ DSI_INLINE void dsi_matmul_t_pairs(const dsi_matmul_t_args *a, dsi_dtype w) {
                 const int64_t columns = least(T_COLUMNS, a->k - j), n_pairs = (n_rows + 1) / 2;
                 float scale = 1;
                 if (w == DSI_DTYPE_E4M3 && n_rows > 0)
-                    scale = a->scale[n / DSI_BLOCK * a->scale_stride + j / DSI_BLOCK];
+                    scale = dsi_load_f32(a->scale, n / DSI_BLOCK * a->scale_stride + j / DSI_BLOCK);
                 pack_w(&p, a, n, n_rows, j, columns, w, &next);
                 int64_t r = 0;
                 for (; r + T_GROUP <= rows; r += T_GROUP)
