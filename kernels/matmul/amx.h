@@ -313,22 +313,23 @@ DSI_INLINE void dsi_amx_scales(const dsi_matmul_args *a, const uint8_t *const ro
                                int64_t k, int64_t n_blocks, dsi_dtype w,
                                float scales[DSI_AMX_BLOCKS][DSI_AMX_N]) {
     float by_row[DSI_AMX_N][DSI_AMX_BLOCKS];
+    if (w == DSI_DTYPE_BF16) {
+        for (int64_t n = 0; n < n_blocks * DSI_AMX_N; n++) scales[n / DSI_AMX_N][n % DSI_AMX_N] = 1;
+        return;
+    }
     const dsi_dtype dtype = w == DSI_DTYPE_E4M3 ? DSI_DTYPE_F32 : a->scale_dtype;
     const int64_t group = w == DSI_DTYPE_E4M3 ? DSI_BLOCK : a->group_k;
     const bool one = w != DSI_DTYPE_E4M3 && group >= a->k; /* for the whole row */
     const __mmask16 lanes = (__mmask16)(one ? 1 : (1u << n_blocks) - 1u);
     const int64_t at = one ? 0 : k / group * dsi_element_bytes(dtype);
-    const __m512i step = _mm512_set1_epi32(DSI_AMX_BLOCKS);
     const __m512i number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (int64_t r = 0; r < DSI_AMX_N && w != DSI_DTYPE_BF16; r++)
+    const __m512i next_row = _mm512_mullo_epi32(number, _mm512_set1_epi32(DSI_AMX_BLOCKS));
+    for (int64_t r = 0; r < DSI_AMX_N; r++)
         _mm512_storeu_ps(by_row[r], dsi_amx_load_scales(dtype, row[r] + at, lanes));
     for (int64_t b = 0; b < n_blocks; b++)
         for (int64_t half = 0; half < DSI_AMX_N; half += DSI_AMX_ROWS)
             _mm512_storeu_ps(scales[b] + half,
-                             w == DSI_DTYPE_BF16
-                                 ? _mm512_set1_ps(1)
-                                 : _mm512_i32gather_ps(_mm512_mullo_epi32(number, step),
-                                                       &by_row[half][one ? 0 : b], 4));
+                             _mm512_i32gather_ps(next_row, &by_row[half][one ? 0 : b], 4));
 }
 
 /* ---- Activations ----------------------------------------------------------------------------- */
