@@ -83,6 +83,8 @@ static inline __m512i dsi_double_cvtne2ps_pbh(__m512 high, __m512 low) {
 #define _mm512_dpbf16_ps(sum, a, b) dsi_double_dpbf16_ps((sum), (__m512i)(a), (__m512i)(b))
 #define _mm512_permutex2var_epi8 dsi_double_permutex2var_epi8
 #define dsi_matmul_fp8_bf16__avx512bf16 dsi_matmul_fp8_bf16__avx512bf16_double
+#define dsi_matmul_i8_bf16__avx512bf16 dsi_matmul_i8_bf16__avx512bf16_double
+#define dsi_matmul_i4_bf16__avx512bf16 dsi_matmul_i4_bf16__avx512bf16_double
 #define dsi_matmul_bf16_bf16__avx512bf16 dsi_matmul_bf16_bf16__avx512bf16_double
 #define dsi_matmul_t_fp8__avx512bf16 dsi_matmul_t_fp8__avx512bf16_double
 #define dsi_matmul_t_bf16__avx512bf16 dsi_matmul_t_bf16__avx512bf16_double

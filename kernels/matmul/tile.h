@@ -79,7 +79,7 @@ DSI_INLINE void dsi_tile_run(const dsi_tile *tile, int64_t k, int rows, dsi_dtyp
             DSI_UNROLL
             for (int r = 0; r < DSI_TILE_N; r++) part[i][r] = dsi_sum_zero();
         }
-        if (left == block) {
+        if (left == block && block >= DSI_CHUNK) {
             for (; c < block; c += DSI_CHUNK)
                 dsi_tile_step(&t, kb + c, DSI_CHUNK, rows, w, x, part);
         } else {

@@ -1,0 +1,8 @@
+/* i8_avx512bf16.c: matmul of weights of 8 bits, AVX-512 with VBMI and BF16. */
+#include "chunk_avx512bf16.h"
+
+#include "tile.h"
+
+void dsi_matmul_i8_bf16__avx512bf16(const dsi_matmul_args *args) {
+    dsi_matmul_tiles(args, DSI_DTYPE_I8, DSI_DTYPE_BF16);
+}
