@@ -21,7 +21,7 @@ typedef struct bench_list {
 } bench_list;
 
 typedef struct bench_options {
-    const char *command, *out, *preset, *dtype, *model, *kernels, *fill, *stem, *isa, *gguf;
+    const char *command, *out, *preset, *dtype, *model, *kernels, *fill, *stem, *isa, *gguf, *gemm;
     const char *activations; /* "bf16", "f32", "a8", "e4m3"; NULL: bf16 */
     uint64_t seed;
     bench_list prefill, depth, batch, m;

@@ -45,6 +45,9 @@ static const char help[] =
     "  --batch LIST       model: sessions decoding together (default 1)\n"
     "  --fill KIND        model: context beyond 512 tokens is a copy of 256 computed rows, each\n"
     "                     session's in pages of its own (copy, default), or computed (compute)\n"
+    "  --gemm WHOSE       model: fast mode beside exact, with products of auto, onednn or "
+    "openblas\n"
+    "                     (default auto; own: exact alone)\n"
     "  --repeat N         model: timed prompts of each length (default 1)\n"
     "  --chunk N          model: prompt tokens per step (default 256)\n"
     "  --kernels ISA      model: as dsinfer run (default: the best)\n"
@@ -128,7 +131,7 @@ static bool read_list(const char *name, const char *text, bench_list *list) {
 }
 
 enum { OUT = 256, PRESET, DTYPE, SEED, PREFILL, DECODE, DEPTH, BATCH, CHUNK, KERNELS, THREADS };
-enum { FILL = 300, ACTIVATIONS, STEM, ISA, M, ROUNDS, REPEAT, MD, CSV, GGUF };
+enum { FILL = 300, GEMM, ACTIVATIONS, STEM, ISA, M, ROUNDS, REPEAT, MD, CSV, GGUF };
 static const struct option long_options[] = {{"out", required_argument, NULL, OUT},
                                              {"preset", required_argument, NULL, PRESET},
                                              {"dtype", required_argument, NULL, DTYPE},
@@ -139,6 +142,7 @@ static const struct option long_options[] = {{"out", required_argument, NULL, OU
                                              {"depth", required_argument, NULL, DEPTH},
                                              {"batch", required_argument, NULL, BATCH},
                                              {"fill", required_argument, NULL, FILL},
+                                             {"gemm", required_argument, NULL, GEMM},
                                              {"repeat", required_argument, NULL, REPEAT},
                                              {"chunk", required_argument, NULL, CHUNK},
                                              {"kernels", required_argument, NULL, KERNELS},
@@ -169,6 +173,8 @@ static const char **text_option(bench_options *o, int letter) {
         return &o->activations;
     case FILL:
         return &o->fill;
+    case GEMM:
+        return &o->gemm;
     case STEM:
         return &o->stem;
     case ISA:
@@ -240,6 +246,7 @@ int main(int argc, char **argv) {
     bench_options o = {.preset = "v3-slice",
                        .dtype = "fp8",
                        .fill = "copy",
+                       .gemm = "auto",
                        .stem = "*",
                        .prefill = {1, {128}},
                        .depth = {1, {0}},

@@ -37,8 +37,13 @@ static dsi_engine_options engine_options(const model_run *r) {
     return e;
 }
 
+static const char *const libraries[] = {"auto", "own", "onednn", "openblas"};
+
 static dsi_status open_side(model_run *r, model_side *side) {
     dsi_engine_options engine = engine_options(r);
+    engine.mode = strcmp(side->mode, "fast") == 0;
+    for (uint32_t i = 0; engine.mode && i < 4; i++)
+        if (strcmp(r->options->gemm, libraries[i]) == 0) engine.gemm = i;
     side->plan.struct_size = sizeof side->plan;
     r->what = "plan";
     dsi_status status = dsi_plan(r->model, &engine, &side->plan);
@@ -57,6 +62,12 @@ static dsi_status open_side(model_run *r, model_side *side) {
     return status;
 }
 
+static void close_side(model_side *side) {
+    for (uint32_t i = 0; i < MODEL_BATCH; i++) dsi_session_close(side->sessions[i]);
+    dsi_engine_close(side->engine);
+    memset(side, 0, sizeof *side);
+}
+
 static dsi_status open_all(model_run *r) {
     double start = dsi_sys_seconds();
     r->what = "model";
@@ -65,11 +76,16 @@ static dsi_status open_all(model_run *r) {
     r->info.struct_size = sizeof r->info;
     if (status == DSI_OK) status = dsi_model_get_info(r->model, &r->info);
     r->sides[0].mode = "exact";
-    r->n_sides = 1;
+    r->sides[1].mode = "fast";
+    r->n_sides = strcmp(r->options->gemm, "own") == 0 ? 1 : 2;
     for (uint32_t i = 0; status == DSI_OK && i < r->n_sides; i++) {
         status = open_side(r, &r->sides[i]);
         r->sides[i].open_seconds += seconds;
     }
+    /* a fast mode that has nothing but the own kernels is the exact one */
+    if (status == DSI_OK && r->n_sides == 2 &&
+        strstr(dsi_engine_describe(r->sides[1].engine), "fast: own kernels"))
+        close_side(&r->sides[--r->n_sides]);
     return status;
 }
 
@@ -219,6 +235,12 @@ static dsi_status measure(model_run *r) {
 
 static bool usage_ok(const bench_options *o) {
     if (!o->model) bench_say("model needs -m DIR, the checkpoint folder");
+    bool known = false;
+    for (uint32_t i = 0; i < 4; i++) known |= strcmp(o->gemm, libraries[i]) == 0;
+    if (!known) {
+        bench_say("--gemm is \"%s\"; it may be auto, own, onednn or openblas", o->gemm);
+        return false;
+    }
     if (strcmp(o->fill, "copy") != 0 && strcmp(o->fill, "compute") != 0) {
         bench_say("--fill is \"%s\"; it may be copy or compute", o->fill);
         return false;
@@ -265,10 +287,7 @@ int bench_model(const bench_options *options) {
         r->limits = bench_yardstick_result(r->yardstick);
         if (code == BENCH_OK) model_report(r);
     }
-    for (uint32_t s = 0; s < r->n_sides; s++) {
-        for (uint32_t i = 0; i < MODEL_BATCH; i++) dsi_session_close(r->sides[s].sessions[i]);
-        dsi_engine_close(r->sides[s].engine);
-    }
+    for (uint32_t s = 0; s < MODEL_SIDES; s++) close_side(&r->sides[s]);
     dsi_model_close(r->model);
     bench_yardstick_free(r->yardstick);
     free(r->seconds);

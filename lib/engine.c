@@ -76,6 +76,8 @@ static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *optio
                   {"kv_tokens", o->kv_tokens, o->max_context, 1u << 30},
                   {"activations", o->activations, 0, DSI_ACTIVATIONS_E4M3},
                   {"attention", o->attention, 0, DSI_ATTENTION_EXPANDED},
+                  {"mode", o->mode, 0, DSI_MODE_FAST},
+                  {"gemm", o->gemm, 0, o->mode ? DSI_GEMM_OPENBLAS : DSI_GEMM_AUTO},
                   {"check_layers", o->check_layers, 0, 1},
                   {"pin", o->pin, 0, DSI_PIN_OFF}};
     for (size_t i = 0; st == DSI_OK && i < sizeof ranges / sizeof ranges[0]; i++)
@@ -97,21 +99,27 @@ static void device_log(void *user, uint32_t level, const char *text) {
 
 static dsi_status open_device(dsi_engine *e) {
     static const char *const pins[] = {"auto", "on", "off"};
-    char options[96];
+    static const char *const libraries[] = {"auto", "own", "onednn", "openblas"};
+    char options[128];
     e->backend = dsi_backend_find(e->options.backend, &e->handle.error);
     if (!e->backend) return e->handle.error.status;
-    bool e4m3 = e->options.activations == DSI_ACTIVATIONS_E4M3;
+    bool e4m3 = e->options.activations == DSI_ACTIVATIONS_E4M3, fast = e->options.mode != 0;
     bool power_of_two = e4m3 && e->model->config.quantization.power_of_two;
-    snprintf(options, sizeof options, "threads=%u,kernels=%.20s,pin=%s,activations=%s%s",
+    snprintf(options, sizeof options, "threads=%u,kernels=%.20s,pin=%s,activations=%s%s%s%s",
              e->options.n_threads, e->options.kernels ? e->options.kernels : "",
-             pins[e->options.pin], activations_name(e), power_of_two ? "-ue8m0" : "");
+             pins[e->options.pin], activations_name(e), power_of_two ? "-ue8m0" : "",
+             fast ? ",library=" : "", fast ? libraries[e->options.gemm] : "");
     e->host = (dsi_host){.struct_size = sizeof e->host, .user = e, .log = device_log};
     dsi_status st = e->backend->device_open(0, options, &e->host, &e->dev);
     if (st == DSI_OK) st = e->backend->stream_new(e->dev, &e->stream);
     if (st != DSI_OK) return dsi_fail(&e->handle.error, st, "%s", e->backend->last_error(e->dev));
+    return st;
+}
+
+/* When all ops were planned: what the device says of itself may depend on them. */
+static void describe(dsi_engine *e) {
     snprintf(e->describe, sizeof e->describe, "%s, %s activations", e->backend->describe(e->dev),
              activations_name(e));
-    return st;
 }
 
 /* Bytes of the KV pool, all layers; false if that overflows. */
@@ -244,6 +252,7 @@ static dsi_status open_parts(dsi_engine *e, const dsi_engine_options *options, b
     dsi_status st = resolve_options(e, options);
     if (st == DSI_OK) st = open_device(e);
     if (st == DSI_OK) st = make_plan(e);
+    if (st == DSI_OK) describe(e);
     if (st != DSI_OK || plan_only) return st;
     st = check_cap(e);
     if (st == DSI_OK) st = allocate_device(e);

@@ -160,7 +160,7 @@ struct dsi_engine {
     _Atomic(struct dsi_runner *) runner; /* the thread of the streams; NULL before the first one */
     _Atomic uint32_t n_holders; /* the caller until dsi_engine_close, and its sessions */
     _Atomic bool closed;        /* its sessions can only be closed now, and it ends with the last */
-    char describe[320];
+    char describe[448];
 };
 
 /* One holder fewer; the last one frees. */

@@ -150,6 +150,14 @@ enum { DSI_ATTENTION_AUTO = 0, DSI_ATTENTION_ABSORBED = 1, DSI_ATTENTION_EXPANDE
  * warning. The threads that call the library are never bound. */
 enum { DSI_PIN_AUTO = 0, DSI_PIN_ON = 1, DSI_PIN_OFF = 2 };
 
+/* EXACT: the bits of a row depend on its own context alone, never on what else is computed, on
+ * threads or chunks. FAST gives that up where another order of sums is faster: products of many
+ * rows may be those of a library that is found when the program runs. */
+enum { DSI_MODE_EXACT = 0, DSI_MODE_FAST = 1 };
+/* Whose products FAST may use: AUTO takes whichever measures faster at open, the own kernels
+ * included; the two libraries are used wherever they can; without them the own kernels are. */
+enum { DSI_GEMM_AUTO = 0, DSI_GEMM_OWN = 1, DSI_GEMM_ONEDNN = 2, DSI_GEMM_OPENBLAS = 3 };
+
 typedef struct dsi_engine_options {
     uint32_t struct_size;
     uint32_t n_threads;    /* default 0: one per core, at most what the control group pays for */
@@ -165,6 +173,8 @@ typedef struct dsi_engine_options {
     const char *kernels;
     uint32_t check_layers; /* 1: look for NaN after every layer, name the first; default 0 */
     uint32_t pin;          /* DSI_PIN_*; default AUTO */
+    uint32_t mode;         /* DSI_MODE_*; default EXACT */
+    uint32_t gemm;         /* DSI_GEMM_*, in FAST; default AUTO */
 } dsi_engine_options;
 DSI_API void dsi_engine_options_init(dsi_engine_options *options);
 

@@ -1,8 +1,10 @@
 /* cpu.c: the CPU as the first plug-in of backend.h. It implements every op and is the oracle that
  * other back-ends are compared with. Ops run at once on the calling thread and its pool. */
 #include "cpu.h"
+#include "../base/sys.h"
 #include "../base/topology.h"
 #include "backends.h"
+#include "cpu_gemm.h"
 #include "cpu_isa.h"
 #include "cpu_selftest.h"
 #include <stdio.h>
@@ -102,6 +104,7 @@ static void host_log(void *user, uint32_t level, const char *component, const ch
 
 static void cpu_device_close(dsi_dev *dev) {
     if (!dev) return;
+    dsi_cpu_gemm_close(dev);
     dsi_pool_free(dev->pool);
     dsi_sys_free(dev->shares);
     dsi_sys_free(dev);
@@ -142,9 +145,22 @@ static dsi_status start_threads(dsi_dev *dev, const char *options) {
     return st;
 }
 
+/* The shares of the threads, and a library if there may be one. */
+static dsi_status open_parts(dsi_dev *dev, const char *library) {
+    dev->n_threads = dsi_pool_size(dev->pool);
+    dev->shares =
+        dsi_sys_alloc_aligned((uint64_t)DSI_CPU_PHASES * dev->n_threads * sizeof *dev->shares);
+    if (!dev->shares)
+        return dsi_fail(&open_error, DSI_E_NOMEM,
+                        "no memory for the shares of %u threads; ask for fewer threads",
+                        dev->n_threads);
+    return library[0] ? dsi_cpu_gemm_open(dev, library, &open_error) : DSI_OK;
+}
+
 static dsi_status cpu_device_open(uint32_t index, const char *options, const dsi_host *host,
                                   dsi_dev **out) {
-    char kernels[16], activations[16];
+    char kernels[16], activations[16], library[16];
+    option_value(options, "library", library, sizeof library);
     option_value(options, "kernels", kernels, sizeof kernels);
     option_value(options, "activations", activations, sizeof activations);
     if (index != 0) return dsi_fail(&open_error, DSI_E_ARG, "cpu has one device, index 0");
@@ -157,20 +173,14 @@ static dsi_status cpu_device_open(uint32_t index, const char *options, const dsi
     char set[16], note[128];
     dsi_status st = choose_kernels(dev, kernels, set, note, sizeof note);
     if (st == DSI_OK) st = start_threads(dev, options);
-    if (st == DSI_OK) {
-        dev->n_threads = dsi_pool_size(dev->pool);
-        dev->shares =
-            dsi_sys_alloc_aligned((uint64_t)DSI_CPU_PHASES * dev->n_threads * sizeof *dev->shares);
-        if (!dev->shares)
-            st = dsi_fail(&open_error, DSI_E_NOMEM, "no memory for the shares of %u threads; ask "
-                          "for fewer threads", dev->n_threads);
-    }
+    if (st == DSI_OK) st = open_parts(dev, library);
     if (st != DSI_OK) {
         cpu_device_close(dev);
         return st;
     }
     snprintf(dev->describe, sizeof dev->describe, "cpu, %u thread%s, %s kernels%s", dev->n_threads,
              dev->n_threads == 1 ? "" : "s", set, note);
+    dev->n_described = (uint32_t)strlen(dev->describe);
     *out = dev;
     return DSI_OK;
 }
@@ -188,7 +198,12 @@ static dsi_status cpu_device_caps(dsi_dev *dev, dsi_caps *caps) {
     return DSI_OK;
 }
 static const char *cpu_last_error(dsi_dev *dev) { return dev ? dev->error.text : open_error.text; }
-static const char *cpu_describe(dsi_dev *dev) { return dev->describe; }
+static const char *cpu_describe(dsi_dev *dev) {
+    if (dev->gemm)
+        dsi_cpu_gemm_describe(dev, dev->describe + dev->n_described,
+                              sizeof dev->describe - dev->n_described);
+    return dev->describe;
+}
 
 /* ---- Buffers and streams ------------------------------------------------------------------------
  */
@@ -251,21 +266,33 @@ static dsi_status cpu_stream_sync(dsi_dev_stream *s, uint32_t timeout_ms) {
 /* ---- Ops ---------------------------------------------------------------------------------------
  */
 
-static dsi_status cpu_op_plan(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {
+static dsi_status check_op(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {
     int i = op_index(op->kind);
     if (i < 0) return dsi_fail(&dev->error, DSI_E_UNSUPPORTED, "cpu: no op %u", op->kind);
     *workspace = 0;
     return OPS[i].check(dev, op, workspace);
 }
+
+/* In fast mode a library has its own memory behind that of the op. */
+static dsi_status cpu_op_plan(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {
+    uint64_t library = 0;
+    dsi_status st = check_op(dev, op, workspace);
+    if (st == DSI_OK && dev->gemm) st = dsi_cpu_gemm_plan(dev, op, &library);
+    if (library) *workspace = (*workspace + 63) / 64 * 64 + library;
+    return st;
+}
 static dsi_status cpu_op_run(dsi_dev_stream *s, const dsi_op *op, dsi_buf *workspace,
                              uint64_t offset) {
-    uint64_t need = 0;
-    dsi_status st = cpu_op_plan(s->dev, op, &need);
+    uint64_t need = 0, own = 0;
+    dsi_status st = check_op(s->dev, op, &own);
     if (st != DSI_OK) return st;
+    need = own = (own + 63) / 64 * 64;
+    if (s->dev->gemm) need += dsi_cpu_gemm_workspace(s->dev, op);
     if (need && (!workspace || !inside(workspace, offset, need)))
         return dsi_fail(&s->dev->error, DSI_E_ARG, "cpu: the workspace of %s is too small",
                         OPS[op_index(op->kind)].name);
     dsi_cpu_run run = {s->dev, op, need ? workspace->data + offset : NULL};
+    if (s->dev->gemm) dsi_cpu_gemm_begin(s->dev, op, run.workspace + own);
     OPS[op_index(op->kind)].run(&run);
     return DSI_OK;
 }

@@ -19,6 +19,7 @@ struct dsi_dev {
     dsi_pool *pool;
     dsi_kernels kernels;
     uint32_t n_threads;
+    struct dsi_cpu_gemm *gemm; /* NULL: exact mode (cpu_gemm.h) */
     /* operands in linear, linear_swiglu and moe_ffn: A8 where they meet I8 or I4 weights; rounded
      * to E4M3 where they meet such, with multipliers that are powers of two or not */
     bool a8, e4m3, power_of_two;
@@ -26,7 +27,8 @@ struct dsi_dev {
     dsi_log log;
     dsi_error error;
     char kernels_name[32]; /* of the set, and a mark if the self-test replaced a kernel */
-    char describe[256];
+    char describe[384];
+    uint32_t n_described; /* bytes of it that do not depend on what was planned */
 };
 struct dsi_buf {
     dsi_dev *dev;
@@ -87,6 +89,8 @@ dsi_status dsi_cpu_require(dsi_dev *dev, const dsi_op *op, bool ok, const char *
  * has none. */
 dsi_matmul_fn dsi_cpu_matmul(const dsi_dev *dev, const dsi_tensor *w, dsi_dtype x_dtype,
                              dsi_matmul_args *args);
+/* The kernel alone, without a weight. */
+dsi_matmul_fn dsi_cpu_matmul_kernel(const dsi_dev *dev, dsi_dtype w_dtype, dsi_dtype x_dtype);
 dsi_matmul_t_fn dsi_cpu_matmul_t(const dsi_dev *dev, const dsi_tensor *w, dsi_matmul_t_args *args);
 bool dsi_cpu_weight_ok(const dsi_tensor *w);
 /* Columns that share a multiplier in records for these I8 or I4 weights. */

@@ -1,5 +1,5 @@
 /* cpu_tensor.c: addresses, checks and kernel choice, shared by the CPU ops. */
-#include "cpu.h"
+#include "cpu_gemm.h"
 #include <string.h>
 
 void *dsi_cpu_at(const dsi_tensor *t, int64_t row, int64_t column) {
@@ -37,8 +37,6 @@ int64_t dsi_cpu_a8_group(const dsi_tensor *w) {
 
 dsi_matmul_fn dsi_cpu_matmul(const dsi_dev *dev, const dsi_tensor *w, dsi_dtype x_dtype,
                              dsi_matmul_args *args) {
-    const dsi_kernels *k = &dev->kernels;
-    bool f32 = x_dtype == DSI_DTYPE_F32;
     args->w = dsi_cpu_data(w);
     args->w_stride = w->stride[1];
     args->scale = scale_data(w);
@@ -47,15 +45,21 @@ dsi_matmul_fn dsi_cpu_matmul(const dsi_dev *dev, const dsi_tensor *w, dsi_dtype 
     args->group_k = group_k(w);
     args->scale_stride = dsi_ceil_div(w->ne[0], args->group_k);
     args->k = w->ne[0];
-    switch (w->dtype) {
+    args->x_group = dsi_cpu_a8_group(w);
+    dsi_matmul_fn own = dsi_cpu_matmul_kernel(dev, w->dtype, x_dtype);
+    return dev->gemm ? dsi_cpu_gemm_use(dev, w, x_dtype, args, own) : own;
+}
+
+dsi_matmul_fn dsi_cpu_matmul_kernel(const dsi_dev *dev, dsi_dtype w_dtype, dsi_dtype x_dtype) {
+    const dsi_kernels *k = &dev->kernels;
+    bool f32 = x_dtype == DSI_DTYPE_F32;
+    switch (w_dtype) {
     case DSI_DTYPE_E4M3:
         return f32 ? k->matmul_fp8_f32 : k->matmul_fp8_bf16;
     case DSI_DTYPE_I8:
-        args->x_group = dsi_cpu_a8_group(w);
         if (x_dtype == DSI_DTYPE_I8) return k->matmul_i8_a8;
         return f32 ? k->matmul_i8_f32 : k->matmul_i8_bf16;
     case DSI_DTYPE_I4:
-        args->x_group = dsi_cpu_a8_group(w);
         if (x_dtype == DSI_DTYPE_I8) return k->matmul_i4_a8;
         return f32 ? k->matmul_i4_f32 : k->matmul_i4_bf16;
     case DSI_DTYPE_BF16:

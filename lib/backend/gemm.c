@@ -19,7 +19,7 @@ dsi_status dsi_gemm_open(uint32_t which, dsi_gemm_library **out, dsi_error *erro
     *out = NULL;
     dsi_gemm_library *library = dsi_sys_calloc(1, sizeof *library);
     if (!library) return dsi_fail(error, DSI_E_NOMEM, "no memory for a library of products");
-    library->binding = which == DSI_GEMM_OPENBLAS ? &dsi_gemm_openblas : &dsi_gemm_onednn;
+    library->binding = which == DSI_LIBRARY_OPENBLAS ? &dsi_gemm_openblas : &dsi_gemm_onednn;
     dsi_status st = library->binding->open(library, dsi_gemm_file[which], error);
     if (st != DSI_OK) {
         dsi_gemm_close(library);

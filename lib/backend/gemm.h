@@ -8,7 +8,7 @@
 
 #include "../base/base.h"
 
-enum { DSI_GEMM_ONEDNN = 1, DSI_GEMM_OPENBLAS = 2 };
+enum { DSI_LIBRARY_ONEDNN = 1, DSI_LIBRARY_OPENBLAS = 2 };
 typedef struct dsi_gemm_library dsi_gemm_library;
 
 /* Errors: UNSUPPORTED (not there, or of no use here: the message says why), NOMEM. */

@@ -220,6 +220,8 @@ void cli_engine_options(const cli_options *options, const dsi_model_info *info,
     engine->activations = options->activations;
     engine->attention = options->attention;
     engine->pin = options->pin;
+    engine->mode = options->mode;
+    engine->gemm = options->gemm;
     engine->kernels = options->kernels;
 }
 
