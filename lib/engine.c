@@ -77,11 +77,16 @@ static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *optio
                   {"activations", o->activations, 0, DSI_ACTIVATIONS_E4M3},
                   {"attention", o->attention, 0, DSI_ATTENTION_EXPANDED},
                   {"mode", o->mode, 0, DSI_MODE_FAST},
-                  {"gemm", o->gemm, 0, o->mode ? DSI_GEMM_OPENBLAS : DSI_GEMM_AUTO},
+                  {"gemm", o->gemm, 0, DSI_GEMM_OPENBLAS},
                   {"check_layers", o->check_layers, 0, 1},
                   {"pin", o->pin, 0, DSI_PIN_OFF}};
     for (size_t i = 0; st == DSI_OK && i < sizeof ranges / sizeof ranges[0]; i++)
         st = check_range(e, ranges[i].name, ranges[i].value, ranges[i].low, ranges[i].high);
+    if (st == DSI_OK && o->gemm != DSI_GEMM_AUTO && o->mode == DSI_MODE_EXACT)
+        st = dsi_fail(&e->handle.error, DSI_E_ARG,
+                      "gemm is %u, but in mode exact the own kernels compute everything; "
+                      "ask for mode fast, or leave gemm out",
+                      o->gemm);
     e->act = o->activations == DSI_ACTIVATIONS_F32 ? DSI_DTYPE_F32 : DSI_DTYPE_BF16;
     if (st == DSI_OK) st = check_activations(e);
     e->max_pages = (uint32_t)dsi_ceil_div(o->max_context, DSI_PAGE_ROWS);
