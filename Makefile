@@ -162,7 +162,7 @@ check-kernels: $(BUILD)/check_kernels ## every kernel against its reference, wit
 
 # Installs the peers into build/peers and writes 27 GB of models there: once.
 PEERS_RUN ?=
-bench-peers: all ## beside llama.cpp and kt-kernel, in turns (an hour) | 与 llama.cpp 等对手交替计时
+bench-peers: all ## beside llama.cpp and kt-kernel, in turns | 与 llama.cpp 等对手交替计时
 	@BUILD='$(abspath $(BUILD))' sh bench/peers/setup
 	@BUILD='$(abspath $(BUILD))' $(BUILD)/peers/bin/python bench/peers/run $(PEERS_RUN)
 	@BUILD='$(abspath $(BUILD))' $(BUILD)/peers/bin/python bench/peers/table.py

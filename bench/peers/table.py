@@ -2,9 +2,10 @@
 """Makes measured.json and a table of what bench/peers/run has measured, and puts the table into
 README.md and README.zh.md.
 
-A rate is the median of its rounds; rounds in which other programs had more than a tenth of the
-CPUs are left out where there are others. Of a peer the fastest setting counts. A ratio is the
-median of the ratios of the rounds that have both, else the ratio of the medians.
+A rate is the median of its rounds, of ours those of the newest commit; rounds in which other
+programs had more than a tenth of the CPUs are left out where there are others. Of a peer the
+fastest setting counts. A ratio is the median of the ratios of the rounds that have both, else the
+ratio of the medians; there is none where one setting of llama.cpp alone was measured.
 
 usage: bench/peers/table.py [--results FILE] [--readme]
 """
@@ -48,6 +49,11 @@ def clean(rows):
     return quiet or rows
 
 
+def newest(rows):
+    """Those of the last commit that was measured."""
+    return [row for row in rows if row.get("commit") == rows[-1].get("commit")]
+
+
 def median(rows, key):
     values = [row[key] for row in rows if row.get(key)]
     return statistics.median(values) if values else None
@@ -83,12 +89,16 @@ def evaluate(rows):
         if name not in contestants:
             continue
         line = {"work": english, "work_zh": chinese, "cell": cell, "ours": name}
-        line["libdsinfer"] = summary(contestants[name])
+        mine = newest(contestants[name])
+        line["libdsinfer"], line["commit"] = summary(mine), mine[-1].get("commit", "")
         rivals = {k: v for k, v in contestants.items() if k.startswith(peers)}
         if rivals:
             best = max(rivals, key=lambda k: summary(rivals[k])["tps"])
             line["peer"], line["rival"] = best, summary(rivals[best])
-            line["ratio"] = round(ratio(contestants[name], rivals[best]), 3)
+            # A ratio is claimed over the peer's best, so there must have been a choice.
+            line["one_setting"] = best.startswith("llama.cpp") and len(rivals) == 1
+            if not line["one_setting"]:
+                line["ratio"] = round(ratio(mine, rivals[best]), 3)
             line["settings"] = {k: summary(v)["tps"] for k, v in rivals.items()}
         lines.append(line)
     return lines
@@ -113,27 +123,30 @@ def versions():
             "kt-kernel": pins["kt-kernel"]}
 
 
-def rate(entry):
+def rate(entry, cell):
+    """Tokens per second, and the figure that bounds such work: bytes or multiply-adds."""
     if not entry or entry["tps"] is None:
         return "-"
     text = f"{entry['tps']:,.1f}" + (" (cut)" if entry.get("cut") else "")
-    if entry.get("gflops") and not entry.get("gbs"):
-        return f"{text}; {entry['gflops']:.0f} GFLOP/s"
-    if entry.get("gbs") and entry.get("gflops") and entry["gflops"] > 300:
-        return f"{text}; {entry['gflops']:.0f} GFLOP/s"
-    return f"{text}; {entry['gbs']:.1f} GB/s" if entry.get("gbs") else text
+    rows = int(cell.split("rows=")[1]) if "rows=" in cell else 1
+    if cell.startswith("prefill") or rows > 16:
+        return text + (f"; {entry['gflops']:.0f} GFLOP/s" if entry.get("gflops") else "")
+    return text + (f"; {entry['gbs']:.1f} GB/s" if entry.get("gbs") else "")
 
 
 def markdown(lines, chinese=False):
     head = ("| 工作 | 权重 | libdsinfer，词元/秒 | 对手（其最快设置） | 词元/秒 | 倍数 |" if chinese else
             "| work | weights | libdsinfer, tok/s | peer (its fastest setting) | tok/s | ratio |")
+    alone = "（只测了此设置）" if chinese else " (no other setting measured)"
     out = [head, "|---|---|---|---|---|---|"]
     for line in lines:
         peer = line.get("peer", "未测" if chinese else "not measured")
+        if line.get("one_setting"):
+            peer += alone
         ratio_text = f"{line['ratio']:.2f}" if "ratio" in line else "-"
         out.append(f"| {line['work_zh' if chinese else 'work']} | {line['ours'].upper()} | "
-                   f"{rate(line['libdsinfer'])} | {peer} | {rate(line.get('rival'))} | "
-                   f"{ratio_text} |")
+                   f"{rate(line['libdsinfer'], line['cell'])} | {peer} | "
+                   f"{rate(line.get('rival'), line['cell'])} | {ratio_text} |")
     return "\n".join(out) + "\n"
 
 
