@@ -23,8 +23,8 @@ static dsi_status check_range(dsi_engine *e, const char *name, uint64_t value, u
                     (unsigned long long)value, (unsigned long long)low, (unsigned long long)high);
 }
 
-/* Environment: DSINFER_THREADS, DSINFER_KERNELS and DSINFER_PIN stand in for options that were left
- * out. */
+/* Environment: DSINFER_THREADS, DSINFER_KERNELS, DSINFER_PIN and DSINFER_WEIGHTS stand in for
+ * options that were left out. */
 static void read_environment(dsi_engine_options *o) {
     const char *threads = getenv("DSINFER_THREADS"), *kernels = getenv("DSINFER_KERNELS");
     if (!o->n_threads && threads) {
@@ -32,7 +32,11 @@ static void read_environment(dsi_engine_options *o) {
         o->n_threads = n > MAX_THREADS ? MAX_THREADS + 1 : (uint32_t)n;
     }
     if (!o->kernels && kernels && kernels[0]) o->kernels = kernels;
-    const char *pin = getenv("DSINFER_PIN");
+    const char *pin = getenv("DSINFER_PIN"), *weights = getenv("DSINFER_WEIGHTS");
+    if (o->weights == DSI_WEIGHTS_AUTO && weights)
+        o->weights = !strcmp(weights, "copy")  ? DSI_WEIGHTS_COPY
+                     : !strcmp(weights, "map") ? DSI_WEIGHTS_MAP
+                                               : DSI_WEIGHTS_AUTO;
     if (o->pin == DSI_PIN_AUTO && pin)
         o->pin = !strcmp(pin, "on") ? DSI_PIN_ON : !strcmp(pin, "off") ? DSI_PIN_OFF : DSI_PIN_AUTO;
 }
@@ -79,7 +83,8 @@ static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *optio
                   {"mode", o->mode, 0, DSI_MODE_FAST},
                   {"gemm", o->gemm, 0, DSI_GEMM_OPENBLAS},
                   {"check_layers", o->check_layers, 0, 1},
-                  {"pin", o->pin, 0, DSI_PIN_OFF}};
+                  {"pin", o->pin, 0, DSI_PIN_OFF},
+                  {"weights", o->weights, 0, DSI_WEIGHTS_COPY}};
     for (size_t i = 0; st == DSI_OK && i < sizeof ranges / sizeof ranges[0]; i++)
         st = check_range(e, ranges[i].name, ranges[i].value, ranges[i].low, ranges[i].high);
     if (st == DSI_OK && o->gemm != DSI_GEMM_AUTO && o->mode == DSI_MODE_EXACT)
@@ -153,8 +158,21 @@ static dsi_status allocate_tap_values(dsi_engine *e) {
     return dsi_fail(&e->handle.error, DSI_E_NOMEM, "no memory for the values of a tap");
 }
 
+/* AUTO copies on machines of several memory nodes, where there is room with an eighth to spare. */
+static bool choose_copy(const dsi_engine *e) {
+    if (e->options.weights != DSI_WEIGHTS_AUTO) return e->options.weights == DSI_WEIGHTS_COPY;
+    dsi_topology topology;
+    if (dsi_topology_read("", NULL, &topology, NULL) != DSI_OK) return false;
+    bool several = topology.n_nodes > 1;
+    dsi_topology_free(&topology);
+    uint64_t room = dsi_sys_memory_available(), cap = e->options.max_memory;
+    if (cap && cap < room) room = cap;
+    return several && dsi_model_weight_bytes(e->model) < room - room / 8;
+}
+
 static dsi_status make_plan(dsi_engine *e) {
     dsi_memory_plan *p = &e->plan;
+    e->placed.is_copy = choose_copy(e);
     dsi_status st = dsi_place_weights(e, true);
     if (st != DSI_OK) return st;
     dsi_scratch_layout(e);
@@ -167,7 +185,10 @@ static dsi_status make_plan(dsi_engine *e) {
     /* logits: one slice in the engine, one row in every session */
     logits = 2ull * e->options.max_sessions * e->model->config.vocab_size * sizeof(float);
     p->struct_size = sizeof *p;
-    p->n_bytes_weights = dsi_model_weight_bytes(e->model) + e->placed.n_bytes_vectors;
+    p->n_bytes_weights = e->placed.is_copy
+                             ? e->placed.n_bytes_copy + e->model->weights.n_bytes_copies
+                             : dsi_model_weight_bytes(e->model);
+    p->n_bytes_weights += e->placed.n_bytes_vectors;
     p->n_bytes_scratch = e->scratch.n_bytes + workspace + logits;
     if (e->options.check_layers) p->n_bytes_scratch += tap_elements(e) * sizeof(float);
     p->n_bytes_available = dsi_sys_memory_available();
@@ -195,13 +216,14 @@ static dsi_status check_cap(dsi_engine *e) {
         return DSI_OK;
     }
     return dsi_fail(&e->handle.error, DSI_E_MEMORY_CAP,
-                    "need %.1f %s (weights %.1f, KV %.1f, scratch %.1f), have %.1f %s (%s). "
-                    "Remedies: a shorter max_context or kv_tokens (now %u and %u); smaller "
+                    "need %.1f %s (weights %.1f%s, KV %.1f, scratch %.1f), have %.1f %s (%s). "
+                    "Remedies: %sa shorter max_context or kv_tokens (now %u and %u); smaller "
                     "chunk_tokens (now %u); a smaller model; or a larger max_memory",
                     (double)p->n_bytes_total / unit, name, (double)p->n_bytes_weights / unit,
-                    (double)p->n_bytes_kv / unit, (double)p->n_bytes_scratch / unit,
-                    (double)cap / unit, name,
+                    e->placed.is_copy ? " copied" : "", (double)p->n_bytes_kv / unit,
+                    (double)p->n_bytes_scratch / unit, (double)cap / unit, name,
                     e->options.max_memory ? "max_memory" : "free memory of this machine",
+                    e->placed.is_copy ? "weights map (the files are used where they are); " : "",
                     e->options.max_context, e->options.kv_tokens, e->options.chunk_tokens);
 }
 

@@ -81,6 +81,9 @@ typedef struct dsi_placement {
     uint32_t n_shards;
     dsi_buf *vectors; /* norms and biases as f32 */
     uint64_t n_bytes_vectors;
+    bool is_copy;  /* matrices are not read in the mappings, but in `copy` */
+    dsi_buf *copy; /* all matrices and their multipliers, each from a multiple of 64 bytes on */
+    uint64_t n_bytes_copy;
 } dsi_placement;
 
 /* ---- Scratch of one step

@@ -1,5 +1,5 @@
 /* place.c: puts the weights on the engine's device. Matrices stay where the loader mapped them (the
- * CPU imports the mapping); norms and biases, a few MB in all, are widened to f32 once. */
+ * CPU imports the mapping) or are copied; norms and biases, a few MB in all, are widened to f32. */
 #include "base/convert.h"
 #include "internal.h"
 
@@ -7,6 +7,8 @@ typedef struct placer {
     dsi_engine *engine;
     bool dry_run;
     uint64_t vectors_used; /* bytes of the f32 vectors so far */
+    uint64_t copy_used;    /* bytes of the copied matrices so far */
+    dsi_status status;     /* of copying */
 } placer;
 
 /* The imported buffer that holds `data`, and its offset there. */
@@ -22,6 +24,42 @@ static dsi_buf *find_buf(const placer *p, uint32_t shard, const void *data, uint
     return placed->shards[placed->n_shards - 1];
 }
 
+/* Rows to the next place in the copy; the place. */
+static uint64_t copy_rows(placer *p, const void *from, uint64_t n_rows, uint64_t row_bytes) {
+    dsi_engine *e = p->engine;
+    const dsi_model_options *o = &e->model->options;
+    uint64_t at = p->copy_used, n = n_rows * row_bytes; /* of a tensor that fits into its file */
+    p->copy_used += (n + 63) / 64 * 64;
+    if (p->dry_run || p->status != DSI_OK) return at;
+    p->status = DSI_HAS(e->backend, write_rows)
+                    ? e->backend->write_rows(e->stream, e->placed.copy, at, from, n_rows, row_bytes)
+                    : e->backend->write(e->stream, e->placed.copy, at, from, n);
+    if (o->progress)
+        o->progress(o->progress_user, DSI_STAGE_LOAD, p->copy_used, e->placed.n_bytes_copy);
+    return at;
+}
+
+/* What has been copied is of no more use in the mapping, where it would count twice. */
+static void drop_copied(const placer *p, const dsi_weight *w, uint64_t n) {
+    const dsi_map *map = &p->engine->model->checkpoint.shards[w->shard].map;
+    const uint8_t *from = w->data;
+    bool is_mapped =
+        from >= map->data && from < map->data + map->n_bytes; /* no copy of the loader */
+    if (!p->dry_run && is_mapped) dsi_sys_drop_file_pages(map, (uint64_t)(from - map->data), n);
+}
+
+static void copy_matrix(placer *p, const dsi_weight *w, dsi_tensor *t) {
+    int64_t row = 0; /* counted before, when the checkpoint was opened */
+    dsi_dtype_row_bytes(w->dtype, t->stride[1], &row);
+    t->offset = copy_rows(p, w->data, (uint64_t)w->n_out, (uint64_t)row);
+    drop_copied(p, w, (uint64_t)(w->n_out * row));
+    uint64_t n_scale = (uint64_t)(w->scale_rows * w->scale_columns);
+    if (w->scale)
+        t->scale_offset = copy_rows(p, w->scale, n_scale, dsi_dtype_bytes(w->scale_dtype));
+    t->buf = p->engine->placed.copy;
+    if (w->scale) t->scale = p->engine->placed.copy;
+}
+
 static void place_matrix(placer *p, const dsi_weight *w, dsi_tensor *t) {
     if (!w->name) return;
     *t = (dsi_tensor){.struct_size = sizeof *t,
@@ -32,7 +70,8 @@ static void place_matrix(placer *p, const dsi_weight *w, dsi_tensor *t) {
                       .scale_kind = w->scale_kind,
                       .scale_dtype = w->scale_dtype,
                       .scale_group = w->scale_group};
-    if (p->dry_run) return;
+    if (p->engine->placed.is_copy) copy_matrix(p, w, t);
+    if (p->dry_run || p->engine->placed.is_copy) return;
     t->buf = find_buf(p, w->shard, w->data, &t->offset);
     if (w->scale) t->scale = find_buf(p, w->scale_shard, w->scale, &t->scale_offset);
 }
@@ -118,10 +157,14 @@ static dsi_status import_shards(placer *p) {
     dsi_engine *e = p->engine;
     const dsi_model *model = e->model;
     dsi_status st = DSI_OK;
-    for (uint32_t i = 0; st == DSI_OK && i + 1 < e->placed.n_shards; i++)
+    bool in_place = !e->placed.is_copy;
+    if (!in_place)
+        st =
+            e->backend->buf_alloc(e->dev, DSI_BUF_WEIGHTS, e->placed.n_bytes_copy, &e->placed.copy);
+    for (uint32_t i = 0; in_place && st == DSI_OK && i + 1 < e->placed.n_shards; i++)
         st = e->backend->buf_import(e->dev, model->checkpoint.shards[i].map.data,
                                     model->checkpoint.shards[i].map.n_bytes, &e->placed.shards[i]);
-    if (st == DSI_OK)
+    if (in_place && st == DSI_OK)
         st = e->backend->buf_import(e->dev, model->weights.copies, model->weights.n_bytes_copies,
                                     &e->placed.shards[e->placed.n_shards - 1]);
     if (st == DSI_OK)
@@ -174,23 +217,30 @@ static dsi_status allocate(dsi_engine *e) {
 
 dsi_status dsi_place_weights(dsi_engine *e, bool dry_run) {
     const dsi_weights *w = &e->model->weights;
-    placer p = {e, dry_run, 0};
+    placer p = {.engine = e, .dry_run = dry_run, .status = DSI_OK};
+    /* tied: one matrix, of which there is one copy */
+    bool tied = w->lm_head.data == w->embed_tokens.data;
     dsi_status st = dry_run ? allocate(e) : import_shards(&p);
     if (st != DSI_OK) return st;
     place_matrix(&p, &w->embed_tokens, &e->placed.embed_tokens);
-    place_matrix(&p, &w->lm_head, &e->placed.lm_head);
+    if (tied)
+        e->placed.lm_head = e->placed.embed_tokens;
+    else
+        place_matrix(&p, &w->lm_head, &e->placed.lm_head);
     st = place_vector(&p, &w->norm, &e->placed.norm);
     for (uint32_t i = 0; st == DSI_OK && i < e->model->config.n_layers; i++)
         st = place_layer(&p, &w->layers[i], &e->placed.layers[i]);
     if (st == DSI_OK) st = place_inv_freq(&p);
     e->placed.n_bytes_vectors = p.vectors_used;
-    return st;
+    if (e->placed.is_copy && dry_run) e->placed.n_bytes_copy = p.copy_used;
+    return st == DSI_OK ? p.status : st;
 }
 
 void dsi_unplace_weights(dsi_engine *e) {
     for (uint32_t i = 0; e->placed.shards && i < e->placed.n_shards; i++)
         e->backend->buf_free(e->placed.shards[i]);
     if (e->backend) e->backend->buf_free(e->placed.vectors);
+    if (e->backend) e->backend->buf_free(e->placed.copy);
     dsi_sys_free(e->placed.shards);
     dsi_sys_free(e->placed.layers);
     dsi_sys_free(e->placed.expert_storage);

@@ -150,7 +150,8 @@ typedef struct dsi_op {
     const void *attr; /* the attribute struct of the operator, NULL if it has none */
 } dsi_op;
 
-enum { DSI_BUF_DEVICE = 0, DSI_BUF_HOST_PINNED = 1 };
+/* WEIGHTS: written once, then read in every step. */
+enum { DSI_BUF_DEVICE = 0, DSI_BUF_HOST_PINNED = 1, DSI_BUF_WEIGHTS = 2 };
 enum {
     DSI_CAP_ASYNC = 1,
     DSI_CAP_HOST_IMPORT = 2,
@@ -198,6 +199,10 @@ typedef struct dsi_backend {
      * bytes of workspace it wants. Called once per distinct op at load. */
     dsi_status (*op_plan)(dsi_dev *dev, const dsi_op *op, uint64_t *workspace);
     dsi_status (*op_run)(dsi_dev_stream *s, const dsi_op *op, dsi_buf *workspace, uint64_t offset);
+    /* optional: write for the rows of a weight, so that each lies near the part of the device that
+     * will read it (memory nodes) */
+    dsi_status (*write_rows)(dsi_dev_stream *s, dsi_buf *dst, uint64_t offset, const void *src,
+                             uint64_t n_rows, uint64_t row_bytes);
 } dsi_backend;
 /* A plug-in exports one symbol, dsi_backend_entry_v1, of this type. */
 typedef const dsi_backend *(*dsi_backend_entry_v1_fn)(uint32_t host_major, uint32_t host_minor);

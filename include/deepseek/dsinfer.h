@@ -149,6 +149,12 @@ enum { DSI_ATTENTION_AUTO = 0, DSI_ATTENTION_ABSORBED = 1, DSI_ATTENTION_EXPANDE
  * machine of several memory nodes, to a node each. ON: one CPU each if there are enough, else a
  * warning. The threads that call the library are never bound. */
 enum { DSI_PIN_AUTO = 0, DSI_PIN_ON = 1, DSI_PIN_OFF = 2 };
+/* Where the engine reads weights. MAP: in the mapped files, which costs nothing and is shared by
+ * all processes. COPY: in memory of its own, in huge pages, each row on the memory node of the
+ * thread that reads it; the plan and max_memory count it, and the model's progress function is told
+ * of it (DSI_STAGE_LOAD). Answers are the same bit for bit. AUTO: COPY on machines of several
+ * memory nodes if it fits into max_memory and what is available, else MAP. */
+enum { DSI_WEIGHTS_AUTO = 0, DSI_WEIGHTS_MAP = 1, DSI_WEIGHTS_COPY = 2 };
 
 /* EXACT: the bits of a row depend on its own context alone, never on what else is computed, on
  * threads or chunks. FAST gives that up where another order of sums is faster: products of many
@@ -175,6 +181,8 @@ typedef struct dsi_engine_options {
     uint32_t pin;          /* DSI_PIN_*; default AUTO */
     uint32_t mode;         /* DSI_MODE_*; default EXACT */
     uint32_t gemm;         /* DSI_GEMM_*, in FAST; default AUTO */
+    uint32_t weights;      /* DSI_WEIGHTS_*; default AUTO */
+    uint32_t reserved;
 } dsi_engine_options;
 DSI_API void dsi_engine_options_init(dsi_engine_options *options);
 

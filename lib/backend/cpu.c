@@ -217,8 +217,9 @@ static dsi_status new_buf(dsi_dev *dev, void *data, uint64_t n_bytes, bool impor
     return DSI_OK;
 }
 static dsi_status cpu_buf_alloc(dsi_dev *dev, uint32_t kind, uint64_t n_bytes, dsi_buf **out) {
-    (void)kind; /* device and pinned memory are the same here */
-    void *data = dsi_sys_alloc_aligned(n_bytes);
+    /* device and pinned memory are the same here */
+    void *data =
+        kind == DSI_BUF_WEIGHTS ? dsi_sys_alloc_huge(n_bytes) : dsi_sys_alloc_aligned(n_bytes);
     if (!data)
         return dsi_fail(&dev->error, DSI_E_NOMEM, "cpu: no memory for a buffer of %llu bytes",
                         (unsigned long long)n_bytes);
@@ -242,6 +243,29 @@ static dsi_status cpu_write(dsi_dev_stream *s, dsi_buf *dst, uint64_t offset, co
     if (dst->imported || !inside(dst, offset, n))
         return dsi_fail(&s->dev->error, DSI_E_ARG, "cpu: write outside a buffer");
     if (n) memcpy(dst->data + offset, src, n);
+    return DSI_OK;
+}
+/* Memory lies where it is touched first: each thread copies the rows that it will read. */
+typedef struct row_copy {
+    uint8_t *to;
+    const uint8_t *from;
+    uint64_t n_rows, row_bytes;
+} row_copy;
+static void copy_rows(void *context, uint32_t thread, uint32_t n_threads) {
+    const row_copy *c = context;
+    uint64_t begin, end;
+    dsi_pool_share(c->n_rows, 1, thread, n_threads, &begin, &end);
+    if (begin < end)
+        memcpy(c->to + begin * c->row_bytes, c->from + begin * c->row_bytes,
+               (end - begin) * c->row_bytes);
+}
+static dsi_status cpu_write_rows(dsi_dev_stream *s, dsi_buf *dst, uint64_t offset, const void *src,
+                                 uint64_t n_rows, uint64_t row_bytes) {
+    uint64_t n;
+    if (dst->imported || !dsi_mul_ok(n_rows, row_bytes, &n) || !inside(dst, offset, n))
+        return dsi_fail(&s->dev->error, DSI_E_ARG, "cpu: write of rows outside a buffer");
+    row_copy c = {dst->data + offset, src, n_rows, row_bytes};
+    dsi_pool_run(s->dev->pool, copy_rows, &c);
     return DSI_OK;
 }
 static dsi_status cpu_read(dsi_dev_stream *s, void *dst, const dsi_buf *src, uint64_t offset,
@@ -320,5 +344,6 @@ static const dsi_backend CPU = {
     .stream_sync = cpu_stream_sync,
     .op_plan = cpu_op_plan,
     .op_run = cpu_op_run,
+    .write_rows = cpu_write_rows,
 };
 const dsi_backend *dsi_cpu_backend(void) { return &CPU; }

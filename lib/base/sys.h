@@ -34,6 +34,10 @@ void *dsi_sys_calloc(uint64_t count, uint64_t size);
 void *dsi_sys_realloc(void *block, uint64_t count, uint64_t size);
 /* 64-byte aligned, zeroed, from mmap when large (pages arrive zeroed and lazily). */
 void *dsi_sys_alloc_aligned(uint64_t n_bytes);
+/* The same in huge pages (2 MiB, aligned to them) where the system gives them: for memory that is
+ * read at full speed and filled soon. Small blocks, and those of a caller's allocator, are as of
+ * dsi_sys_alloc_aligned. */
+void *dsi_sys_alloc_huge(uint64_t n_bytes);
 void dsi_sys_free(void *block); /* a block of any of these; NULL is allowed */
 char *dsi_sys_strdup(const char *text, size_t n_bytes);
 
@@ -52,6 +56,10 @@ bool dsi_memory_set_allocator(const struct dsi_allocator *allocator);
  * other sys_*.c files. */
 void *dsi_sys_mmap(int fd, uint64_t n_bytes);
 void dsi_sys_munmap_file(const void *data, uint64_t n_bytes);
+/* Bytes of a mapped file count as this process's memory no longer, with what shares a page with
+ * them; reading brings them back. */
+struct dsi_map;
+void dsi_sys_drop_file_pages(const struct dsi_map *map, uint64_t offset, uint64_t n_bytes);
 
 /* ---- Files (sys_file.c) ---- */
 

@@ -29,13 +29,14 @@
 /* From this size on zeroed blocks come from mmap; below, a page table entry costs too much. */
 enum { MAP_THRESHOLD_BYTES = 1 << 20 };
 /* Bytes from the start of what the system gave to the caller's block. The header is the last part
- * of them; the rest keeps the block's alignment (to a cache line, to a page). */
-enum { PLAIN_BYTES = 16, LINE_BYTES = 64, PAGE_BYTES = 4096 };
+ * of them; the rest keeps the block's alignment (to a cache line, to a page, to a huge page: those
+ * blocks have up to HUGE_BYTES in front of them). */
+enum { PLAIN_BYTES = 16, LINE_BYTES = 64, PAGE_BYTES = 4096, HUGE_BYTES = 1 << 21 };
 
 typedef struct header {
     uint64_t n_bytes; /* taken from the system */
     uint32_t owner;   /* dsi_memory_class */
-    uint32_t n_front; /* PLAIN_BYTES, LINE_BYTES or PAGE_BYTES (then it is a mapping) */
+    uint32_t n_front; /* PLAIN_BYTES, LINE_BYTES or from PAGE_BYTES on (then it is a mapping) */
 } header;
 _Static_assert(sizeof(header) == PLAIN_BYTES, "the header keeps malloc's alignment");
 
@@ -143,7 +144,7 @@ static void *take(uint64_t n_bytes, uint32_t n_front, bool zeroed) {
 static void give_back(void *block, uint64_t n_bytes, uint32_t n_front) {
     if (hook.allocate != NULL) {
         hook.release(hook.user, block, n_bytes);
-    } else if (n_front == PAGE_BYTES) {
+    } else if (n_front >= PAGE_BYTES) {
         sys_munmap(block, n_bytes);
     } else {
         sys_free(block);
@@ -224,6 +225,32 @@ void *dsi_sys_alloc_aligned(uint64_t n_bytes) {
     uint64_t rounded;
     if (!block_bytes(n_bytes, 1, n_front, n_front, &rounded)) return NULL;
     return new_block(rounded, n_front, true);
+}
+
+/* Advice may be refused; what it is about works all the same. */
+static void sys_madvise(void *at, uint64_t n_bytes, int advice) {
+    if (dsi_sys_gate(DSI_CALL_MADVISE, NULL)) madvise(at, n_bytes, advice);
+}
+
+void *dsi_sys_alloc_huge(uint64_t n_bytes) {
+    uint64_t whole;
+    if (n_bytes < HUGE_BYTES || hook.allocate != NULL) return dsi_sys_alloc_aligned(n_bytes);
+    /* room for the header in front, and to move the block to where a huge page begins */
+    if (!block_bytes(n_bytes, 1, HUGE_BYTES + PAGE_BYTES, PAGE_BYTES, &whole)) return NULL;
+    uint8_t *start = dsi_sys_mmap(-1, whole);
+    if (start == NULL) return NULL;
+    uintptr_t begin = ((uintptr_t)start + PAGE_BYTES + HUGE_BYTES - 1) / HUGE_BYTES * HUGE_BYTES;
+    uint32_t n_front = (uint32_t)(begin - (uintptr_t)start);
+    sys_madvise(start + n_front, whole - n_front, MADV_HUGEPAGE);
+    return dress(start, (header){whole, thread_class, n_front}, 0);
+}
+
+void dsi_sys_drop_file_pages(const dsi_map *map, uint64_t offset, uint64_t n_bytes) {
+    if (offset > map->n_bytes || n_bytes > map->n_bytes - offset) return;
+    /* mappings begin with a page; the kernel rounds the end up */
+    uint64_t in_page = offset % PAGE_BYTES;
+    void *at = (void *)(uintptr_t)(map->data + offset - in_page);
+    sys_madvise(at, n_bytes + in_page, MADV_DONTNEED);
 }
 
 void dsi_sys_free(void *block) {

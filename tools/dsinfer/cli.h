@@ -34,7 +34,7 @@ typedef struct cli_options {
     const char *manifest, *write_manifest, *hash; /* hash: "sha256", "sm3", NULL: not given */
     const char *argument; /* the prompt, the text, or the command that help is wanted for */
     uint64_t max_memory, seed;
-    uint32_t threads, chunk, context, activations, attention, mode, gemm, pin, top_k;
+    uint32_t threads, chunk, context, activations, attention, mode, gemm, pin, weights, top_k;
     uint32_t max_tokens;
     uint32_t think; /* DSI_THINK_* */
     double temperature, top_p, min_p;

@@ -222,6 +222,7 @@ void cli_engine_options(const cli_options *options, const dsi_model_info *info,
     engine->pin = options->pin;
     engine->mode = options->mode;
     engine->gemm = options->gemm;
+    engine->weights = options->weights;
     engine->kernels = options->kernels;
 }
 
