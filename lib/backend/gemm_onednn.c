@@ -187,7 +187,7 @@ static void close_onednn(dsi_gemm_library *library) {
 static void *describe(const onednn *o, int64_t rows, int64_t columns, int64_t row_stride,
                       int64_t column_stride, int dtype) {
     const dims size = {rows, columns}, stride = {row_stride, column_stride};
-    description *d = dsi_sys_calloc(1, sizeof *d);
+    description *d = dsi_sys_alloc_aligned(sizeof *d); /* zeroed, 64-byte aligned */
     if (!d) return NULL;
     int code = o->major == 2
                    ? o->v2.memory_desc_init_by_strides(d->bytes, 2, size, dtype, stride)
@@ -216,7 +216,7 @@ static int describe_product(const onednn *o, dsi_gemm *gemm) {
         code = o->v3.matmul_primitive_desc_create(&gemm->parts[DESCRIPTION], o->engine, x, w, NULL,
                                                   y, attr);
     } else if (code == 0) {
-        operation *op = dsi_sys_calloc(1, sizeof *op);
+        operation *op = dsi_sys_alloc_aligned(sizeof *op);
         code = op ? o->v2.matmul_desc_init(op, x, w, NULL, y) : 1;
         if (code == 0)
             code =
