@@ -81,4 +81,7 @@ uint64_t bench_yardstick_bytes(const bench_yardstick *yardstick);
 /* `dsi-bench limits`: one thread and all, in turn. */
 int bench_limits_command(const bench_options *options);
 
+/* Threads asked for, else one per core: what an engine takes by itself. */
+uint32_t bench_threads(const bench_options *options);
+
 #endif

@@ -2,6 +2,7 @@
  * piece by piece, so that memory stays small whatever the size. */
 #include "gguf.h"
 
+#include "../kernels/formats.h"
 #include "../lib/base/convert.h"
 #include "../lib/base/sys.h"
 #include <errno.h>
@@ -87,7 +88,7 @@ static bool read_scales(matrix *m) {
     m->span = dsi_scale_span_of(form->scale_kind, form->scale_group, m->n_columns);
     m->per_row = t->columns;
     for (int i = 0; i < 256; i++)
-        m->decode[i] = dtype == DSI_DTYPE_E4M3 ? (float)synth_e4m3_value(i) : (float)(int8_t)i;
+        m->decode[i] = dtype == DSI_DTYPE_E4M3 ? dsi_e4m3_to_f32((uint8_t)i) : (float)(int8_t)i;
     return ok;
 }
 

@@ -205,7 +205,7 @@ int bench_kernels(const bench_options *options) {
     if (!b) return BENCH_ENVIRONMENT;
     kernel_room room = {0};
     b->options = options;
-    b->n_threads = options->threads ? options->threads : dsi_sys_cpu_count();
+    b->n_threads = bench_threads(options);
     int code = bench_largest(&options->m) ? BENCH_ENVIRONMENT : BENCH_USAGE;
     if (code == BENCH_USAGE) bench_say("--m must name at least one number of rows");
     if (code != BENCH_USAGE && open_bench(b, &room)) {

@@ -237,7 +237,7 @@ static void print_rows(const bench_limits *one, const bench_limits *all, bool cs
 }
 
 int bench_limits_command(const bench_options *o) {
-    uint32_t n = o->threads ? o->threads : dsi_sys_cpu_count();
+    uint32_t n = bench_threads(o);
     bench_yardstick *one = bench_yardstick_new(1), *all = n > 1 ? bench_yardstick_new(n) : NULL;
     bool there = one && (all || n == 1);
     for (uint32_t round = 0; there && round < o->rounds; round++) {

@@ -1,5 +1,6 @@
 /* main.c: dsi-bench: what a machine can carry, measured. */
 #include "../lib/base/sys.h"
+#include "../lib/base/topology.h"
 #include "bench.h"
 
 #include <errno.h>
@@ -54,6 +55,10 @@ static const char help[] =
     "  --activations TYPE model: bf16, f32, a8 or e4m3 (default bf16)\n"
     "\n"
     "A LIST is numbers and commas: 1,4,8.\n";
+
+uint32_t bench_threads(const bench_options *options) {
+    return options->threads ? options->threads : dsi_default_threads();
+}
 
 void bench_say(const char *format, ...) {
     va_list arguments;

@@ -4,7 +4,6 @@
 #include "model.h"
 
 #include "../lib/base/sys.h"
-#include "../lib/base/topology.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -271,7 +270,7 @@ static int failed(const model_run *r, dsi_status status) {
 
 int bench_model(const bench_options *options) {
     if (!usage_ok(options)) return BENCH_USAGE;
-    uint32_t n_threads = options->threads ? options->threads : dsi_default_threads();
+    uint32_t n_threads = bench_threads(options);
     model_run *r = calloc(1, sizeof *r);
     if (!r) return BENCH_ENVIRONMENT;
     r->options = options;

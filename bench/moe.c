@@ -164,8 +164,8 @@ int bench_moe(const bench_options *o) {
     dsi_error error = {0};
     char options[64];
     w.backend = dsi_backend_find(NULL, &error);
-    snprintf(options, sizeof options, "threads=%u,kernels=%s",
-             o->threads ? o->threads : dsi_sys_cpu_count(), o->isa ? o->isa : "auto");
+    snprintf(options, sizeof options, "threads=%u,kernels=%s", bench_threads(o),
+             o->isa ? o->isa : "auto");
     if (!o->isa) *strchr(options, ',') = 0;
     dsi_status status = w.backend->device_open(0, options, NULL, &w.dev);
     if (status == DSI_OK) status = w.backend->stream_new(w.dev, &w.stream);

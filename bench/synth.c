@@ -2,6 +2,7 @@
  * sane size, for measuring speed. The same seed gives the same bytes, whatever the threads. */
 #include "synth.h"
 
+#include "../kernels/formats.h"
 #include "../lib/base/pool.h"
 #include "../lib/base/sys.h"
 #include "bench.h"
@@ -35,24 +36,9 @@ typedef struct writer {
 
 /* ---- Values --------------------------------------------------------------------------------- */
 
-double synth_e4m3_value(int code) {
-    if (code & 0x80) return -synth_e4m3_value(code & 0x7f);
-    int exponent = code >> 3 & 15, fraction = code & 7;
-    return exponent ? ldexp(1 + fraction / 8.0, exponent - 7) : ldexp(fraction / 8.0, -6);
-}
-
-static uint8_t e4m3_nearest(double value) {
-    double size = fabs(value);
-    int best = 0;
-    while (best < 126 &&
-           fabs(synth_e4m3_value(best + 1) - size) <= fabs(synth_e4m3_value(best) - size))
-        best++;
-    return (uint8_t)(best | (value < 0 ? 0x80 : 0));
-}
-
 static uint8_t code_of(dsi_dtype dtype, double value) {
     double top = dtype == DSI_DTYPE_I8 ? 127 : 7;
-    if (dtype == DSI_DTYPE_E4M3) return e4m3_nearest(value);
+    if (dtype == DSI_DTYPE_E4M3) return dsi_f32_to_e4m3((float)value);
     double whole = fmax(-top - 1, fmin(top, rint(value)));
     return (uint8_t)((int)whole + (dtype == DSI_DTYPE_I4 ? 8 : 0));
 }
@@ -66,12 +52,6 @@ static void fill_tables(writer *w) {
         w->normal[i] = (float)sum;
         w->codes[i] = code_of(dtype, sum * synth_per_deviation(dtype));
     }
-}
-
-static uint16_t to_bf16(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 /* Words of eight values of four bits. */
@@ -115,7 +95,7 @@ static void fill_piece(const writer *w, uint64_t piece, uint8_t *to, uint64_t n_
         if (size == 1) {
             to[i] = w->codes[draw];
         } else if (size == 2) {
-            uint16_t half = to_bf16(value_of(w, draw));
+            uint16_t half = dsi_f32_to_bf16(value_of(w, draw));
             memcpy(to + i * 2, &half, 2);
         } else {
             float value = value_of(w, draw);
@@ -272,7 +252,7 @@ static int write_all(writer *w) {
 
 static int allocate_and_write(writer *w, const synth_form *form) {
     dsi_error error = {0};
-    uint32_t n_threads = w->options->threads ? w->options->threads : dsi_sys_cpu_count();
+    uint32_t n_threads = bench_threads(w->options);
     w->normal = dsi_sys_calloc(TABLE, sizeof *w->normal);
     w->codes = dsi_sys_calloc(TABLE, 1);
     w->chunk = dsi_sys_calloc(CHUNK_BYTES, 1);

@@ -63,7 +63,6 @@ void synth_list_free(synth_list *list);
 
 /* Bytes of a tensor that are drawn from one generator of their own. */
 enum { SYNTH_PIECE = 1 << 16 };
-double synth_e4m3_value(int code);
 
 /* Writes config.json for the shape. */
 void synth_write_config(FILE *file, const synth_shape *shape, const synth_form *form);
