@@ -22,9 +22,20 @@ static inline int64_t dsi_element_bytes(dsi_dtype dtype) {
     }
 }
 
-/* Bytes of n elements from the start of a row; of I4, where two share a byte, rounded up. */
+/* Bytes of n elements from the start of a row; of I4, where two share a byte, rounded up; of GGUF's
+ * blocks n is a whole number of them. */
 static inline int64_t dsi_row_bytes(dsi_dtype dtype, int64_t n) {
-    return dtype == DSI_DTYPE_I4 ? (n + 1) / 2 : n * dsi_element_bytes(dtype);
+    switch (dtype) {
+    case DSI_DTYPE_I4:
+        return (n + 1) / 2;
+#define DSI_BLOCK_BYTES(name, type, values, bytes, text)                                           \
+    case name:                                                                                     \
+        return n / (values) * (bytes);
+        DSI_BLOCK_DTYPE_LIST(DSI_BLOCK_BYTES)
+#undef DSI_BLOCK_BYTES
+    default:
+        return n * dsi_element_bytes(dtype);
+    }
 }
 
 static inline uint32_t dsi_f32_bits(float value) {

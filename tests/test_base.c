@@ -174,6 +174,13 @@ static void test_row_bytes(void **state) {
     assert_true(dsi_dtype_row_bytes(DSI_DTYPE_BF16, 7, &n) && n == 14);
     assert_true(dsi_dtype_row_bytes(DSI_DTYPE_I8, 0, &n) && n == 0);
     assert_true(dsi_dtype_row_bytes(DSI_DTYPE_I4, 0, &n) && n == 0);
+    assert_true(dsi_dtype_row_bytes(DSI_DTYPE_Q8_0, 96, &n) && n == 3 * 34);
+    assert_true(dsi_dtype_row_bytes(DSI_DTYPE_Q4_K, 7168, &n) && n == 28 * 144);
+    assert_false(dsi_dtype_row_bytes(DSI_DTYPE_Q4_K, 128, &n)); /* half a block */
+    assert_int_equal(dsi_dtype_block(DSI_DTYPE_IQ4_XS).values, 256);
+    assert_int_equal(dsi_dtype_block(DSI_DTYPE_BF16).values, 0);
+    assert_string_equal(dsi_dtype_name(DSI_DTYPE_Q6_K), "Q6_K");
+    assert_int_equal(DSI_DTYPE_Q6_K - DSI_DTYPE_BLOCKS, 14);
     assert_true(dsi_dtype_row_bytes(DSI_DTYPE_I4, 1, &n) && n == 4); /* whole words */
     assert_true(dsi_dtype_row_bytes(DSI_DTYPE_I4, 8, &n) && n == 4);
     assert_true(dsi_dtype_row_bytes(DSI_DTYPE_I4, 9, &n) && n == 8);

@@ -57,6 +57,34 @@ enum {
     X(DSI_DTYPE_I16, 11, 2, "I16")                                                                 \
     X(DSI_DTYPE_E5M2, 12, 1, "F8_E5M2")
 
+/* Number formats of GGUF in which a row of weights is cut into blocks, each with scales of its own:
+ * X(name, type number in the file, values of a block, bytes of a block, name). How a block becomes
+ * values stands in kernels/blocks/. */
+#define DSI_BLOCK_DTYPE_LIST(X)                                                                    \
+    X(DSI_DTYPE_Q4_0, 2, 32, 18, "Q4_0")                                                           \
+    X(DSI_DTYPE_Q4_1, 3, 32, 20, "Q4_1")                                                           \
+    X(DSI_DTYPE_Q5_0, 6, 32, 22, "Q5_0")                                                           \
+    X(DSI_DTYPE_Q5_1, 7, 32, 24, "Q5_1")                                                           \
+    X(DSI_DTYPE_Q8_0, 8, 32, 34, "Q8_0")                                                           \
+    X(DSI_DTYPE_Q2_K, 10, 256, 84, "Q2_K")                                                         \
+    X(DSI_DTYPE_Q3_K, 11, 256, 110, "Q3_K")                                                        \
+    X(DSI_DTYPE_Q4_K, 12, 256, 144, "Q4_K")                                                        \
+    X(DSI_DTYPE_Q5_K, 13, 256, 176, "Q5_K")                                                        \
+    X(DSI_DTYPE_Q6_K, 14, 256, 210, "Q6_K")                                                        \
+    X(DSI_DTYPE_IQ2_XXS, 16, 256, 66, "IQ2_XXS")                                                   \
+    X(DSI_DTYPE_IQ2_XS, 17, 256, 74, "IQ2_XS")                                                     \
+    X(DSI_DTYPE_IQ3_XXS, 18, 256, 98, "IQ3_XXS")                                                   \
+    X(DSI_DTYPE_IQ1_S, 19, 256, 50, "IQ1_S")                                                       \
+    X(DSI_DTYPE_IQ4_NL, 20, 32, 18, "IQ4_NL")                                                      \
+    X(DSI_DTYPE_IQ3_S, 21, 256, 110, "IQ3_S")                                                      \
+    X(DSI_DTYPE_IQ2_S, 22, 256, 82, "IQ2_S")                                                       \
+    X(DSI_DTYPE_IQ4_XS, 23, 256, 136, "IQ4_XS")                                                    \
+    X(DSI_DTYPE_IQ1_M, 29, 256, 56, "IQ1_M")                                                       \
+    X(DSI_DTYPE_TQ1_0, 34, 256, 54, "TQ1_0")                                                       \
+    X(DSI_DTYPE_TQ2_0, 35, 256, 66, "TQ2_0")                                                       \
+    X(DSI_DTYPE_MXFP4, 39, 32, 17, "MXFP4")                                                        \
+    X(DSI_DTYPE_NVFP4, 40, 64, 36, "NVFP4")
+
 typedef uint32_t dsi_dtype;
 enum {
     DSI_DTYPE_NONE = 0,
@@ -67,7 +95,12 @@ enum {
      * ceil(n / 8) little-endian 32-bit words, eight values in each, the lowest four bits first;
      * value = the four bits - 8, from -8 to 7. (The files call the words I32: the "pack-quantized"
      * layout of compressed-tensors.) */
-    DSI_DTYPE_I4 = 13
+    DSI_DTYPE_I4 = 13,
+    /* GGUF's types of blocks: this and the number of the type in the file. */
+    DSI_DTYPE_BLOCKS = 128,
+#define DSI_BLOCK_DTYPE_ENUM(name, type, values, bytes, text) name = DSI_DTYPE_BLOCKS + (type),
+    DSI_BLOCK_DTYPE_LIST(DSI_BLOCK_DTYPE_ENUM)
+#undef DSI_BLOCK_DTYPE_ENUM
 };
 
 /* How a quantised weight [n][k] is scaled: w[n][k] = stored * scale[n / group_n][k / group_k], the

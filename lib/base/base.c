@@ -130,12 +130,28 @@ uint32_t dsi_dtype_bytes(dsi_dtype dtype) {
     }
 }
 
+dsi_block_size dsi_dtype_block(dsi_dtype dtype) {
+    switch (dtype) {
+#define BLOCK_SIZE(name, type, values, bytes, text)                                                \
+    case name:                                                                                     \
+        return (dsi_block_size){values, bytes};
+        DSI_BLOCK_DTYPE_LIST(BLOCK_SIZE)
+#undef BLOCK_SIZE
+    default:
+        return (dsi_block_size){0, 0};
+    }
+}
+
 bool dsi_dtype_row_bytes(dsi_dtype dtype, int64_t n, int64_t *n_bytes) {
     uint64_t width = dsi_dtype_bytes(dtype), count = (uint64_t)n, bytes = 0;
-    if (n < 0) return false;
+    dsi_block_size block = dsi_dtype_block(dtype);
+    if (n < 0 || (block.values && n % block.values != 0)) return false;
     if (dtype == DSI_DTYPE_I4) {
         count = (uint64_t)n / 8 + (n % 8 != 0);
         width = 4;
+    } else if (block.values) {
+        count = (uint64_t)n / block.values;
+        width = block.bytes;
     }
     if (width == 0 || !dsi_mul_ok(count, width, &bytes) || bytes > INT64_MAX) return false;
     *n_bytes = (int64_t)bytes;
@@ -163,6 +179,11 @@ const char *dsi_dtype_name(dsi_dtype dtype) {
         return text;
         DSI_DTYPE_LIST(DTYPE_NAME)
 #undef DTYPE_NAME
+#define BLOCK_NAME(name, type, values, bytes, text)                                                \
+    case name:                                                                                     \
+        return text;
+        DSI_BLOCK_DTYPE_LIST(BLOCK_NAME)
+#undef BLOCK_NAME
     default:
         return "?";
     }

@@ -58,12 +58,17 @@ static inline int64_t dsi_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / 
 void dsi_sort(void *items, uint64_t n, uint64_t size, int (*compare)(const void *, const void *));
 
 /* Bytes of one element of `dtype`, 0 if the code is unknown or an element is no whole number of
- * bytes (I4); its safetensors name ("I4" for that one), "?" if unknown; the code of a safetensors
- * name, DSI_DTYPE_NONE if unknown. */
+ * bytes (I4, blocks of GGUF); its name in safetensors files ("I4" for that one) or GGUF, "?" if
+ * unknown; the code of a safetensors name, DSI_DTYPE_NONE if unknown. */
 uint32_t dsi_dtype_bytes(dsi_dtype dtype);
 /* Bytes of a row of n elements, I4 in whole 32-bit words; false if the code is unknown, n is
- * negative, or the number passes 2^63. */
+ * negative or no whole number of blocks, or the number passes 2^63. */
 bool dsi_dtype_row_bytes(dsi_dtype dtype, int64_t n, int64_t *n_bytes);
+/* Values and bytes of a block of one of GGUF's types of blocks; {0, 0} for every other format. */
+typedef struct dsi_block_size {
+    uint32_t values, bytes;
+} dsi_block_size;
+dsi_block_size dsi_dtype_block(dsi_dtype dtype);
 const char *dsi_dtype_name(dsi_dtype dtype);
 dsi_dtype dsi_dtype_from_name(const char *name, size_t n_bytes);
 /* Rows and columns of the weight that share one scale; `group` is the size of GROUP. Both are 0 if
