@@ -118,7 +118,7 @@ static void linear(walk *w, const char *name, const dsi_tensor *x, const dsi_ten
 /* Rotates columns [first, first + dim) of each of n_heads heads that are `width` columns apart. */
 static void rope(walk *w, const dsi_tensor *x, int64_t first, int64_t dim, int64_t n_heads,
                  int64_t width) {
-    dsi_attr_rope attr = {sizeof attr, w->config->arch->rope_interleaved, w->e->rope_factor};
+    dsi_attr_rope attr = {sizeof attr, w->config->rope_interleaved, w->e->rope_factor};
     dsi_tensor view = columns(x, first, dim);
     view.n_dims = 3;
     view.ne[1] = n_heads, view.ne[2] = x->ne[1];

@@ -63,6 +63,7 @@ typedef struct dsi_placed_layer {
     dsi_tensor input_layernorm, post_attention_layernorm;
     dsi_tensor q_proj, q_a_proj, q_a_layernorm, q_b_proj;
     dsi_tensor kv_a_proj_with_mqa, kv_a_layernorm, kv_b_proj, o_proj;
+    dsi_tensor k_b_proj, v_b_proj;                     /* instead of kv_b_proj: dsi_layer_weights */
     dsi_tensor k_proj, v_proj, q_bias, k_bias, v_bias; /* ne[0] = 0: absent */
     dsi_tensor gate, e_score_correction_bias;
     dsi_tensor mlp[3];   /* dense layers: gate, up, down */
@@ -161,8 +162,8 @@ struct dsi_engine {
     dsi_tap_fn tap;
     void *tap_user;
     _Atomic(struct dsi_runner *) runner; /* the thread of the streams; NULL before the first one */
-    _Atomic uint32_t n_holders; /* the caller until dsi_engine_close, and its sessions */
-    _Atomic bool closed;        /* its sessions can only be closed now, and it ends with the last */
+    _Atomic uint32_t n_holders;          /* the caller until dsi_engine_close, and its sessions */
+    _Atomic bool closed; /* its sessions can only be closed now, and it ends with the last */
     char describe[448];
 };
 

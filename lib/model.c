@@ -72,6 +72,33 @@ static dsi_status add_end_of_answer(dsi_model *model, dsi_error *error) {
     return DSI_OK;
 }
 
+static dsi_status check_vocabulary(const dsi_model *model, const char *path, dsi_error *error) {
+    uint32_t n_tokens = dsi_tokenizer_n_tokens(model->tokenizer);
+    if (n_tokens <= model->config.vocab_size) return DSI_OK;
+    return dsi_fail(error, DSI_E_MODEL,
+                    "%s has token ids up to %u, the model a vocab_size of %u: the files belong to "
+                    "different models",
+                    path, n_tokens - 1, model->config.vocab_size);
+}
+
+/* The tokenizer inside the first of a model's GGUF files. */
+static dsi_status open_gguf_tokenizer(dsi_model *model, dsi_error *error) {
+    const dsi_gguf *gguf = &model->checkpoint.gguf[0];
+    const char *text = NULL;
+    uint64_t n_bytes = 0;
+    dsi_status st = dsi_tokenizer_of_gguf(gguf, &model->tokenizer, error);
+    if (st == DSI_E_UNSUPPORTED || st == DSI_E_FORMAT) {
+        model->tokenizer_error = *error; /* tokens in, tokens out still works */
+        return DSI_OK;
+    }
+    if (st != DSI_OK || !model->tokenizer) return st;
+    st = check_vocabulary(model, gguf->path, error);
+    dsi_gguf_text(dsi_gguf_find(gguf, "tokenizer.chat_template"), &text, &n_bytes);
+    if (st == DSI_OK)
+        st = dsi_chat_choose_template(model->tokenizer, text, n_bytes, &model->chat, error);
+    return st == DSI_OK ? add_end_of_answer(model, error) : st;
+}
+
 /* A folder without tokenizer.json is usable for tokens in, tokens out. */
 static dsi_status open_tokenizer(dsi_model *model, const char *dir, dsi_error *error) {
     char path[4096];
@@ -88,12 +115,8 @@ static dsi_status open_tokenizer(dsi_model *model, const char *dir, dsi_error *e
         return DSI_OK;
     }
     if (st != DSI_OK) return st;
-    if (dsi_tokenizer_n_tokens(model->tokenizer) > model->config.vocab_size)
-        return dsi_fail(error, DSI_E_MODEL,
-                        "%s has token ids up to %u, config.json says vocab_size %u: the files "
-                        "belong to different models",
-                        path, dsi_tokenizer_n_tokens(model->tokenizer) - 1,
-                        model->config.vocab_size);
+    st = check_vocabulary(model, path, error);
+    if (st != DSI_OK) return st;
     snprintf(path, sizeof path, "%s/tokenizer_config.json", dir);
     char *text = NULL;
     uint64_t n_bytes = 0;
@@ -111,18 +134,25 @@ static dsi_status open_parts(dsi_model *model, const char *path, const dsi_model
     dsi_sys_sort sort;
     dsi_status st = dsi_sys_look(path, &sort, error);
     if (st != DSI_OK) return st;
-    if (sort != DSI_SORT_FOLDER)
+    bool gguf = sort == DSI_SORT_FILE && dsi_is_gguf_name(path);
+    if (sort != DSI_SORT_FOLDER && !gguf)
         return dsi_fail(error, DSI_E_IO,
                         "'%s' is not a folder; give the checkpoint folder that holds config.json "
-                        "and model.safetensors",
+                        "and model.safetensors, or a .gguf file",
                         path);
-    st = dsi_config_load(path, &model->config, error);
-    if (st == DSI_OK)
-        st = dsi_checkpoint_open(path, options->progress ? report_load : NULL, &progress,
-                                 &model->checkpoint, error);
+    dsi_checkpoint_progress report = options->progress ? report_load : NULL;
+    if (gguf) {
+        st = dsi_checkpoint_open_gguf(path, report, &progress, &model->checkpoint, error);
+        if (st == DSI_OK) st = dsi_config_of_gguf(&model->checkpoint, &model->config, error);
+    } else {
+        st = dsi_config_load(path, &model->config, error);
+        if (st == DSI_OK)
+            st = dsi_checkpoint_open(path, report, &progress, &model->checkpoint, error);
+    }
     if (st == DSI_OK)
         st = dsi_weights_bind(&model->checkpoint, &model->config, &model->weights, error);
-    if (st == DSI_OK) st = open_tokenizer(model, path, error);
+    if (st == DSI_OK)
+        st = gguf ? open_gguf_tokenizer(model, error) : open_tokenizer(model, path, error);
     return st;
 }
 
@@ -199,6 +229,8 @@ static void add_layer(count *c, const dsi_layer_weights *l, const dsi_config *co
                                   &l->kv_a_proj_with_mqa,
                                   &l->kv_a_layernorm,
                                   &l->kv_b_proj,
+                                  &l->k_b_proj,
+                                  &l->v_b_proj,
                                   &l->o_proj,
                                   &l->k_proj,
                                   &l->v_proj,
@@ -242,7 +274,8 @@ static uint64_t count_mtp(const dsi_model *model) {
         if (!dsi_tensor_is_mtp(&model->config, t->name, NULL) || strstr(t->name, ".weight_scale") ||
             strstr(t->name, ".weight_shape"))
             continue;
-        uint64_t n = t->n_bytes / dsi_dtype_bytes(t->dtype);
+        uint64_t n = 1; /* the shape fits into the file: no overflow */
+        for (uint32_t d = 0; d < t->n_dims; d++) n *= (uint64_t)t->shape[d];
         params += strstr(t->name, ".weight_packed") ? 8 * n : n;
     }
     return params;

@@ -125,6 +125,8 @@ static dsi_status place_layer(placer *p, const dsi_layer_weights *l, dsi_placed_
                     {&l->q_b_proj, &to->q_b_proj},
                     {&l->kv_a_proj_with_mqa, &to->kv_a_proj_with_mqa},
                     {&l->kv_b_proj, &to->kv_b_proj},
+                    {&l->k_b_proj, &to->k_b_proj},
+                    {&l->v_b_proj, &to->v_b_proj},
                     {&l->o_proj, &to->o_proj},
                     {&l->k_proj, &to->k_proj},
                     {&l->v_proj, &to->v_proj},
@@ -173,6 +175,24 @@ static dsi_status import_shards(placer *p) {
     return st;
 }
 
+/* GGUF files of Llama 3 hold the result of its frequency scaling, not what it is made from. */
+static dsi_status divide_inv_freq(dsi_engine *e, float *values, uint32_t n) {
+    const dsi_weight *w = &e->model->weights.rope_freqs;
+    if (!w->name) return DSI_OK;
+    float *divisors = dsi_sys_calloc(n, sizeof *divisors);
+    if (!divisors) return dsi_fail(&e->handle.error, DSI_E_NOMEM, "no memory for the rope");
+    bool good = dsi_widen(w->dtype, w->data, divisors, n);
+    for (uint32_t i = 0; i < n && good; i++) {
+        good = divisors[i] > 0 && divisors[i] <= 1e6f;
+        if (good) values[i] /= divisors[i];
+    }
+    dsi_sys_free(divisors);
+    if (good) return DSI_OK;
+    return dsi_fail(&e->handle.error, DSI_E_MODEL,
+                    "%s: rope_freqs.weight holds values that are no divisors from 0 to 1e6",
+                    e->model->checkpoint.shards[w->shard].path);
+}
+
 /* The rope's frequencies go last into the vectors. */
 static dsi_status place_inv_freq(placer *p) {
     dsi_engine *e = p->engine;
@@ -189,9 +209,11 @@ static dsi_status place_inv_freq(placer *p) {
     float *values = dsi_sys_calloc(dim / 2, sizeof *values);
     if (!values) return dsi_fail(&e->handle.error, DSI_E_NOMEM, "no memory for the rope");
     dsi_rope_inv_freq(c, dim, values);
+    dsi_status st = divide_inv_freq(e, values, dim / 2);
     e->placed.inv_freq.buf = e->placed.vectors;
-    dsi_status st =
-        e->backend->write(e->stream, e->placed.vectors, e->placed.inv_freq.offset, values, dim * 2);
+    if (st == DSI_OK)
+        st = e->backend->write(e->stream, e->placed.vectors, e->placed.inv_freq.offset, values,
+                               dim * 2);
     dsi_sys_free(values);
     return st;
 }

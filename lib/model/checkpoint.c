@@ -21,7 +21,7 @@ static uint32_t table_mask(uint32_t n_names) {
     return size - 1;
 }
 
-static dsi_status build_index(dsi_checkpoint *c, dsi_error *error) {
+dsi_status dsi_checkpoint_build_index(dsi_checkpoint *c, dsi_error *error) {
     c->index_mask = table_mask(c->n_tensors);
     c->index = dsi_sys_calloc((uint64_t)c->index_mask + 1, sizeof *c->index);
     if (!c->index)
@@ -57,7 +57,7 @@ const uint8_t *dsi_checkpoint_data(const dsi_checkpoint *c, const dsi_file_tenso
 
 /* ---- Shards --------------------------------------------------------------------------------- */
 
-static dsi_status alloc_shards(dsi_checkpoint *c, uint32_t n, dsi_error *error) {
+dsi_status dsi_checkpoint_alloc_shards(dsi_checkpoint *c, uint32_t n, dsi_error *error) {
     c->shards = dsi_sys_calloc(n, sizeof *c->shards);
     c->names_blocks = dsi_sys_calloc(n, sizeof *c->names_blocks);
     if (!c->shards || !c->names_blocks)
@@ -92,12 +92,12 @@ static dsi_status read_shards(dsi_checkpoint *c, dsi_checkpoint_progress progres
         done += n_bytes;
         if (progress) progress(user, done, total);
     }
-    return status ? status : build_index(c, error);
+    return status ? status : dsi_checkpoint_build_index(c, error);
 }
 
 static dsi_status read_single(dsi_checkpoint *c, const char *path, dsi_checkpoint_progress progress,
                               void *user, dsi_error *error) {
-    dsi_status status = alloc_shards(c, 1, error);
+    dsi_status status = dsi_checkpoint_alloc_shards(c, 1, error);
     if (status) return status;
     c->shards[0].path = dsi_sys_strdup(path, strlen(path));
     if (!c->shards[0].path) return dsi_fail(error, DSI_E_NOMEM, "%s: no memory", path);
@@ -146,7 +146,7 @@ static dsi_status add_shard(shard_set *set, const char *path, const char *name, 
 
 /* Insertion by rank: shards in ascending order of their names, whatever the order of the index. */
 static dsi_status place_shards(dsi_checkpoint *c, const shard_set *set, dsi_error *error) {
-    dsi_status status = alloc_shards(c, set->n, error);
+    dsi_status status = dsi_checkpoint_alloc_shards(c, set->n, error);
     for (uint32_t i = 0; i < set->n && !status; i++) {
         uint32_t rank = 0;
         for (uint32_t j = 0; j < set->n; j++) rank += strcmp(set->names[j], set->names[i]) < 0;
@@ -332,9 +332,11 @@ void dsi_checkpoint_close(dsi_checkpoint *c) {
         dsi_sys_unmap(&c->shards[i].map);
         dsi_sys_free(c->shards[i].path);
         dsi_sys_free(c->names_blocks[i]);
+        if (c->gguf) dsi_gguf_free(&c->gguf[i]);
     }
     dsi_sys_free(c->shards);
     dsi_sys_free(c->names_blocks);
+    dsi_sys_free(c->gguf);
     dsi_sys_free(c->tensors);
     dsi_sys_free(c->index);
     dsi_sys_free(c->dir);

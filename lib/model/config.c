@@ -387,17 +387,15 @@ static dsi_status read_config(const dsi_config_reader *r, dsi_config *c) {
     if (!status) status = read_begin_token(r, c);
     if (!status) status = read_end_tokens(r, c);
     if (!status) c->attention_bias = c->arch->qkv_bias;
+    if (!status) c->rope_interleaved = c->arch->rope_interleaved;
     return status;
 }
 
 typedef dsi_status (*read_fn)(const dsi_config_reader *r, dsi_config *c);
-static dsi_status read_json_file(const char *path, read_fn fill, dsi_config *c, dsi_error *error) {
-    char *text = NULL;
-    uint64_t n_bytes = 0;
-    dsi_status status = dsi_sys_read_file(path, MAX_CONFIG_BYTES, &text, &n_bytes, error);
-    if (status) return status;
+static dsi_status read_json_text(const char *path, const char *text, uint64_t n_bytes, read_fn fill,
+                                 dsi_config *c, dsi_error *error) {
     dsi_json json = {0};
-    status = dsi_json_parse(text, n_bytes, MAX_CONFIG_NODES, &json, error);
+    dsi_status status = dsi_json_parse(text, n_bytes, MAX_CONFIG_NODES, &json, error);
     if (status)
         status = dsi_fail_prefix(error, path);
     else if (json.nodes[0].kind != DSI_JSON_OBJECT)
@@ -405,8 +403,36 @@ static dsi_status read_json_file(const char *path, read_fn fill, dsi_config *c, 
     else
         status = fill(&(dsi_config_reader){.json = &json, .path = path, .error = error}, c);
     dsi_json_free(&json);
+    return status;
+}
+
+static dsi_status read_json_file(const char *path, read_fn fill, dsi_config *c, dsi_error *error) {
+    char *text = NULL;
+    uint64_t n_bytes = 0;
+    dsi_status status = dsi_sys_read_file(path, MAX_CONFIG_BYTES, &text, &n_bytes, error);
+    if (!status) status = read_json_text(path, text, n_bytes, fill, c, error);
     dsi_sys_free(text);
     return status;
+}
+
+dsi_status dsi_config_of_gguf(dsi_checkpoint *checkpoint, dsi_config *config, dsi_error *error) {
+    dsi_error local;
+    if (!error) error = &local;
+    *config = (dsi_config){0};
+    dsi_gguf_config_text text;
+    const char *path = checkpoint->shards[0].path;
+    dsi_status status = dsi_gguf_config_text_of(checkpoint, &text, error);
+    if (!status) status = read_json_text(path, text.text, text.n_bytes, read_config, config, error);
+    if (text.warning[0])
+        snprintf(checkpoint->warning, sizeof checkpoint->warning, "%s", text.warning);
+    if (status) {
+        dsi_config_free(config);
+        return status;
+    }
+    /* The converter reorders the rows of Llama's q and k so that pairs lie side by side. */
+    if (config->arch->attention == DSI_ATTENTION_GQA && !config->arch->qkv_bias)
+        config->rope_interleaved = true;
+    return DSI_OK;
 }
 
 dsi_status dsi_config_load(const char *dir, dsi_config *config, dsi_error *error) {

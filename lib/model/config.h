@@ -35,4 +35,13 @@ dsi_status dsi_config_rope(const dsi_config_reader *r, dsi_config *config);
 /* quantization_config -> config->quantization (config_quant.c). */
 dsi_status dsi_config_quantization(const dsi_config_reader *r, dsi_config *config);
 
+/* The keys of a GGUF file as the text of a config.json (gguf_config.c). */
+typedef struct dsi_gguf_config_text {
+    char text[4096];
+    size_t n_bytes;
+    char warning[256]; /* what was assumed, "" if nothing */
+} dsi_gguf_config_text;
+dsi_status dsi_gguf_config_text_of(const dsi_checkpoint *checkpoint, dsi_gguf_config_text *text,
+                                   dsi_error *error);
+
 #endif

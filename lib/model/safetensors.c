@@ -251,8 +251,7 @@ static dsi_status read_entries(dsi_checkpoint *checkpoint, uint32_t shard, const
     return status;
 }
 
-/* Room for n tensors, in powers of two so that 163 shards cost few moves; NULL: no memory. */
-static dsi_file_tensor *grow_tensors(dsi_checkpoint *checkpoint, uint64_t n) {
+dsi_file_tensor *dsi_checkpoint_grow(dsi_checkpoint *checkpoint, uint64_t n) {
     uint64_t capacity = 1024, had = checkpoint->tensors ? 1024 : 0;
     while (capacity < n) capacity *= 2;
     while (had && had < checkpoint->n_tensors) had *= 2;
@@ -274,7 +273,7 @@ static dsi_status read_parsed(dsi_checkpoint *checkpoint, uint32_t shard, const 
          key = json->nodes[key + 1].end)
         n_bytes_names += json->nodes[key].n_bytes + 1;
     checkpoint->names_blocks[shard] = dsi_sys_calloc(n_bytes_names, 1);
-    dsi_file_tensor *grown = grow_tensors(checkpoint, n_wanted);
+    dsi_file_tensor *grown = dsi_checkpoint_grow(checkpoint, n_wanted);
     if (!grown || !checkpoint->names_blocks[shard])
         return dsi_fail(h->error, DSI_E_NOMEM, "%s: no memory for the list of %u tensors", h->path,
                         n_items);

@@ -23,6 +23,14 @@ dsi_status dsi_safetensors_header_bytes(const dsi_shard *shard, uint64_t *n_byte
  * fit for dsi_checkpoint_close. */
 dsi_status dsi_safetensors_read(dsi_checkpoint *checkpoint, uint32_t shard, dsi_error *error);
 
+/* Room for n tensors in all, in powers of two so that 163 shards cost few moves; NULL: no memory.
+ */
+dsi_file_tensor *dsi_checkpoint_grow(dsi_checkpoint *checkpoint, uint64_t n);
+/* The list and the names of n shards, their paths still NULL. */
+dsi_status dsi_checkpoint_alloc_shards(dsi_checkpoint *checkpoint, uint32_t n, dsi_error *error);
+/* The hash of the names, once all tensors are listed; refuses a name that is there twice. */
+dsi_status dsi_checkpoint_build_index(dsi_checkpoint *checkpoint, dsi_error *error);
+
 /* Copies the unescaped string `node` to buffer. false: no string, empty, longer than
  * DSI_NAME_BYTES, or it holds a control character (which has no place in a name or a message). */
 bool dsi_json_name(const dsi_json *json, uint32_t node, char buffer[DSI_NAME_BYTES + 1]);

@@ -92,8 +92,8 @@ static dsi_status make_copies(binder *b) {
 
 /* ---- One tensor ----------------------------------------------------------------------------- */
 
-/* Which types a place takes, beside BF16, F16, F32. */
-enum { PLAIN = 0, MAY_BE_QUANTISED = 1 };
+/* Which types a place takes, beside BF16, F16, F32: E4M3, I8, I4; GGUF's types of blocks. */
+enum { PLAIN = 0, MAY_BE_BLOCKS = 1, MAY_BE_QUANTISED = 2 | MAY_BE_BLOCKS };
 
 static dsi_status check_shape(binder *b, const dsi_file_tensor *t, const int64_t *expected,
                               uint32_t n_dims) {
@@ -113,11 +113,12 @@ static dsi_status check_tensor(binder *b, const dsi_file_tensor *t, int64_t n_ou
     bool quantised = t->dtype == DSI_DTYPE_E4M3 || t->dtype == DSI_DTYPE_I8;
     bool plain =
         t->dtype == DSI_DTYPE_BF16 || t->dtype == DSI_DTYPE_F16 || t->dtype == DSI_DTYPE_F32;
-    if (!plain && !(quantised && (types & MAY_BE_QUANTISED)))
+    bool blocks = dsi_dtype_block(t->dtype).values != 0 && (types & MAY_BE_BLOCKS);
+    if (!plain && !blocks && !(quantised && types == MAY_BE_QUANTISED))
         return dsi_fail(b->error, DSI_E_UNSUPPORTED,
                         "%s: tensor \"%s\" is %s; this weight must be BF16, F16%s", shard_of(b, t),
                         t->name, dsi_dtype_name(t->dtype),
-                        types & MAY_BE_QUANTISED ? ", F32, F8_E4M3 or I8" : " or F32");
+                        types == MAY_BE_QUANTISED ? ", F32, F8_E4M3 or I8" : " or F32");
     if (quantised && b->config->quantization.dtype != t->dtype)
         return dsi_fail(b->error, DSI_E_MODEL,
                         "%s: tensor \"%s\" is %s, but config.json has no quantization_config "
@@ -274,7 +275,7 @@ static dsi_status bind_packed(binder *b, dsi_weight *w, const dsi_file_tensor *t
 static dsi_status bind_tensor(binder *b, dsi_weight *w, const char *full_name, int64_t n_out,
                               int64_t n_in, uint32_t types) {
     const dsi_file_tensor *t;
-    if (types & MAY_BE_QUANTISED) {
+    if (types == MAY_BE_QUANTISED) {
         char packed[DSI_NAME_BYTES + 32];
         snprintf(packed, sizeof packed, "%s_packed", full_name);
         t = dsi_checkpoint_find(b->checkpoint, packed);
@@ -291,7 +292,8 @@ static dsi_status bind_tensor(binder *b, dsi_weight *w, const char *full_name, i
                       .n_in = n_in};
     name_weight(b, w, full_name, ".weight");
     if (t->dtype == DSI_DTYPE_E4M3 || t->dtype == DSI_DTYPE_I8) return bind_scale(b, w);
-    if (t->file_offset % dsi_dtype_bytes(t->dtype) == 0) return DSI_OK;
+    uint32_t element = dsi_dtype_bytes(t->dtype); /* 0: blocks, which may lie anywhere */
+    if (element == 0 || t->file_offset % element == 0) return DSI_OK;
     return plan_copy(b, t, w, false);
 }
 
@@ -353,6 +355,21 @@ static dsi_status bind_places(binder *b, const place *places, size_t n) {
 }
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
+/* model.layers.<layer>.<part>, or NULL. */
+static const dsi_file_tensor *has_part(const binder *b, const char *part) {
+    char name[DSI_NAME_BYTES + 1];
+    snprintf(name, sizeof name, "model.layers.%u.%s", b->layer, part);
+    return dsi_checkpoint_find(b->checkpoint, name);
+}
+
+/* What these places hold stands elsewhere too. Only GGUF files have such. */
+static void pass_over(binder *b, const place *places, size_t n) {
+    for (size_t i = 0; i < n && b->checkpoint->gguf; i++) {
+        const dsi_file_tensor *t = has_part(b, places[i].part);
+        if (t) b->used[t - b->checkpoint->tensors] = 1;
+    }
+}
+
 static dsi_status bind_mla(binder *b, dsi_layer_weights *l) {
     const dsi_config *c = b->config;
     int64_t hidden = c->hidden_size, heads = c->n_heads, latent = c->kv_lora_rank;
@@ -369,11 +386,22 @@ static dsi_status bind_mla(binder *b, dsi_layer_weights *l) {
          latent + c->qk_rope_head_dim, hidden, MAY_BE_QUANTISED},
         /* The norm covers the latent only; the rope key behind it is not normed. */
         {&l->kv_a_layernorm, "self_attn.kv_a_layernorm.weight", 0, latent, PLAIN},
-        {&l->kv_b_proj, "self_attn.kv_b_proj.weight", kv, latent, MAY_BE_QUANTISED},
         {&l->o_proj, "self_attn.o_proj.weight", hidden, heads * c->v_head_dim, MAY_BE_QUANTISED}};
+    const place whole = {&l->kv_b_proj, "self_attn.kv_b_proj.weight", kv, latent, MAY_BE_QUANTISED};
+    /* GGUF's two halves: per head the key half transposed, and the value half. */
+    const place halves[] = {
+        {&l->k_b_proj, "self_attn.k_b_proj.weight", heads * latent, c->qk_nope_head_dim,
+         MAY_BE_BLOCKS},
+        {&l->v_b_proj, "self_attn.v_b_proj.weight", heads * c->v_head_dim, latent, MAY_BE_BLOCKS}};
     dsi_status status = q_rank ? bind_places(b, with_rank, COUNT(with_rank))
                                : bind_places(b, without_rank, COUNT(without_rank));
-    return status ? status : bind_places(b, rest, COUNT(rest));
+    if (!status) status = bind_places(b, rest, COUNT(rest));
+    if (status) return status;
+    if (!b->checkpoint->gguf || has_part(b, whole.part)) {
+        pass_over(b, halves, COUNT(halves)); /* some files have both */
+        return bind_places(b, &whole, 1);
+    }
+    return bind_places(b, halves, COUNT(halves));
 }
 
 static dsi_status bind_gqa(binder *b, dsi_layer_weights *l) {
@@ -425,16 +453,18 @@ static dsi_status bind_top(binder *b) {
     const dsi_config *c = b->config;
     dsi_weights *w = b->weights;
     int64_t vocab = c->vocab_size, hidden = c->hidden_size;
-    static const char head[] = "lm_head.weight";
+    static const char head[] = "lm_head.weight", rope_freqs[] = "rope_freqs.weight";
     dsi_status status =
-        bind_tensor(b, &w->embed_tokens, "model.embed_tokens.weight", vocab, hidden, PLAIN);
+        bind_tensor(b, &w->embed_tokens, "model.embed_tokens.weight", vocab, hidden, MAY_BE_BLOCKS);
     if (!status) status = bind_tensor(b, &w->norm, "model.norm.weight", 0, hidden, PLAIN);
+    if (!status && dsi_checkpoint_find(b->checkpoint, rope_freqs))
+        status = bind_tensor(b, &w->rope_freqs, rope_freqs, 0, c->head_dim / 2, PLAIN);
     if (status || !c->tie_word_embeddings)
         return status ? status : bind_tensor(b, &w->lm_head, head, vocab, hidden, MAY_BE_QUANTISED);
     /* A tied head that is stored all the same is a copy of embed_tokens, and passed over. */
     const dsi_file_tensor *t = dsi_checkpoint_find(b->checkpoint, head);
     if (t) b->used[t - b->checkpoint->tensors] = 1;
-    return t ? check_tensor(b, t, vocab, hidden, PLAIN) : DSI_OK;
+    return t ? check_tensor(b, t, vocab, hidden, MAY_BE_BLOCKS) : DSI_OK;
 }
 
 /* ---- Tensors that no place asked for -------------------------------------------------------- */
