@@ -151,6 +151,9 @@ static const dsi_chat_template *guess(const dsi_tokenizer *tokenizer) {
     case DSI_PRETOK_QWEN2:
     case DSI_PRETOK_LLAMA3:
         return &deepseek_r1_distill;
+    case DSI_PRETOK_SMOLLM:
+    case DSI_PRETOK_DEEPSEEK_CODER:
+        break;
     }
     return NULL;
 }
@@ -208,6 +211,19 @@ dsi_status dsi_chat_choose(const dsi_tokenizer *tokenizer, const char *tokenizer
         if (status != DSI_OK) return status;
     }
     if (!has_template) found = guess(tokenizer);
+    if (found && has_tokens(tokenizer, found)) *chat = found;
+    return DSI_OK;
+}
+
+dsi_status dsi_chat_choose_template(const dsi_tokenizer *tokenizer, const char *template_text,
+                                    size_t n_bytes, const dsi_chat_template **chat,
+                                    dsi_error *error) {
+    *chat = NULL;
+    if (!template_text) return dsi_chat_choose(tokenizer, NULL, 0, chat, error);
+    char *text = dsi_sys_strdup(template_text, n_bytes); /* with a zero behind it */
+    if (!text) return dsi_fail(error, DSI_E_NOMEM, "no memory for the chat template's text");
+    const dsi_chat_template *found = recognise(text);
+    dsi_sys_free(text);
     if (found && has_tokens(tokenizer, found)) *chat = found;
     return DSI_OK;
 }

@@ -1,5 +1,5 @@
 /* pretok.c: the pre-tokenizers of DeepSeek-V3, Qwen2 and Llama-3, hand-written. (That of
- * DeepSeek-V2 is in pretok_v2.c.)
+ * DeepSeek-V2 is in pretok_v2.c, those of SmolLM and DeepSeek Coder in pretok_gpt2.c.)
  *
  * DeepSeek-V3. Three regular expressions cut the text one after the other, each inside the pieces
  * that the one before left:
@@ -206,6 +206,12 @@ size_t dsi_pretok_next(dsi_pretok pretok, const char *text, size_t n_bytes, size
         break;
     case DSI_PRETOK_DEEPSEEK_V2:
         end = dsi_pretok_v2(&s, begin);
+        break;
+    case DSI_PRETOK_SMOLLM:
+        end = dsi_pretok_smollm(&s, begin);
+        break;
+    case DSI_PRETOK_DEEPSEEK_CODER:
+        end = dsi_pretok_coder(&s, begin);
         break;
     }
     if (saw_end) *saw_end = s.saw_end;

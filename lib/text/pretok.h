@@ -40,5 +40,8 @@ static inline bool dsi_is_line_end(const dsi_symbol *c) {
 
 /* DeepSeek-V2's next piece (pretok_v2.c). */
 size_t dsi_pretok_v2(dsi_scan *s, size_t begin);
+/* SmolLM's, DeepSeek Coder's (pretok_gpt2.c). */
+size_t dsi_pretok_smollm(dsi_scan *s, size_t begin);
+size_t dsi_pretok_coder(dsi_scan *s, size_t begin);
 
 #endif

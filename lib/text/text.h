@@ -4,6 +4,7 @@
 #define DSI_LIB_TEXT_TEXT_H
 
 #include "../base/base.h"
+#include "../base/gguf.h"
 
 /* ---- Tokenizer: byte-level BPE of tokenizer.json ------------------------------------------- */
 typedef struct dsi_tokenizer dsi_tokenizer;
@@ -12,12 +13,18 @@ typedef enum dsi_pretok {
     DSI_PRETOK_DEEPSEEK_V3,
     DSI_PRETOK_DEEPSEEK_V2, /* and DeepSeek LLM */
     DSI_PRETOK_QWEN2,
-    DSI_PRETOK_LLAMA3
+    DSI_PRETOK_LLAMA3,
+    DSI_PRETOK_SMOLLM, /* these two in GGUF files alone */
+    DSI_PRETOK_DEEPSEEK_CODER
 } dsi_pretok;
 
 /* path: a tokenizer.json. Refuses (by name) a model other than BPE, and what no known family has
  * (tokenizer_rules.c). Immutable afterwards: any number of threads may use it. */
 dsi_status dsi_tokenizer_open(const char *path, dsi_tokenizer **tokenizer, dsi_error *error);
+/* The tokenizer in the keys of a GGUF file (tokenizer.ggml.*), which is not needed afterwards.
+ * Refuses by name what is not byte-level BPE and a `pre` that no family has. *tokenizer is NULL,
+ * with DSI_OK, if the file has none. */
+dsi_status dsi_tokenizer_of_gguf(const dsi_gguf *gguf, dsi_tokenizer **tokenizer, dsi_error *error);
 void dsi_tokenizer_free(dsi_tokenizer *tokenizer);
 uint32_t dsi_tokenizer_n_tokens(const dsi_tokenizer *tokenizer); /* largest id + 1 */
 dsi_pretok dsi_tokenizer_pretok(const dsi_tokenizer *tokenizer);
@@ -150,6 +157,10 @@ typedef struct dsi_chat_template {
  * error. tokenizer_config_text may be NULL. Error: NOMEM. */
 dsi_status dsi_chat_choose(const dsi_tokenizer *tokenizer, const char *tokenizer_config_text,
                            size_t n_bytes, const dsi_chat_template **chat, dsi_error *error);
+/* The same for the template of a GGUF file; NULL: it has none. */
+dsi_status dsi_chat_choose_template(const dsi_tokenizer *tokenizer, const char *template_text,
+                                    size_t n_bytes, const dsi_chat_template **chat,
+                                    dsi_error *error);
 /* Pieces of the prompt in order: special pieces are added tokens by their text, plain pieces are
  * user text to encode without specials; no two plain pieces are neighbours. sink returns false to
  * stop, which is no error (DSI_OK). Errors: ARG (role order, thinking on/off the template cannot

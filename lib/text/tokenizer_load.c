@@ -394,9 +394,13 @@ static void trim_arena(loader *l) {
     if (bytes) l->tokenizer->bytes = bytes;
 }
 
-static dsi_status load(loader *l) {
+static dsi_status load(loader *l, const dsi_tokenizer_rules *given) {
     dsi_tokenizer_rules rules = {0};
-    dsi_status status = dsi_tokenizer_check_rules(&l->json, &rules, l->error);
+    dsi_status status = DSI_OK;
+    if (given)
+        rules = *given;
+    else
+        status = dsi_tokenizer_check_rules(&l->json, &rules, l->error);
     if (status != DSI_OK) return status;
     l->tokenizer->pretok = rules.pretok;
     l->tokenizer->normalizes = rules.normalizes;
@@ -415,6 +419,30 @@ static dsi_status load(loader *l) {
     return status;
 }
 
+dsi_status dsi_tokenizer_load_text(const char *text, uint64_t n_bytes,
+                                   const dsi_tokenizer_rules *given, dsi_tokenizer **tokenizer,
+                                   dsi_error *error) {
+    dsi_status status;
+    *tokenizer = NULL;
+    loader l = {.error = error, .n_bytes_all = n_bytes + 1};
+    l.tokenizer = dsi_sys_calloc(1, sizeof *l.tokenizer);
+    if (l.tokenizer) {
+        l.tokenizer->window_bytes = DSI_TOKENIZER_WINDOW_BYTES;
+        status = dsi_json_parse(text, n_bytes, MAX_JSON_NODES, &l.json, error);
+        if (status == DSI_OK) status = load(&l, given);
+    } else {
+        status = dsi_fail(error, DSI_E_NOMEM, "no memory for a tokenizer");
+    }
+    dsi_json_free(&l.json);
+    dsi_sys_free(l.entries);
+    dsi_sys_free(l.merges);
+    if (status == DSI_OK)
+        *tokenizer = l.tokenizer;
+    else
+        dsi_tokenizer_free(l.tokenizer);
+    return status;
+}
+
 dsi_status dsi_tokenizer_open(const char *path, dsi_tokenizer **tokenizer, dsi_error *error) {
     DSI_MEMORY_SCOPE(TEXT);
     *tokenizer = NULL;
@@ -422,24 +450,8 @@ dsi_status dsi_tokenizer_open(const char *path, dsi_tokenizer **tokenizer, dsi_e
     uint64_t n_bytes = 0;
     dsi_status status = dsi_sys_read_file(path, MAX_FILE_BYTES, &text, &n_bytes, error);
     if (status != DSI_OK) return status;
-    loader l = {.error = error, .n_bytes_all = n_bytes + 1};
-    l.tokenizer = dsi_sys_calloc(1, sizeof *l.tokenizer);
-    if (l.tokenizer) {
-        l.tokenizer->window_bytes = DSI_TOKENIZER_WINDOW_BYTES;
-        status = dsi_json_parse(text, n_bytes, MAX_JSON_NODES, &l.json, error);
-        if (status == DSI_OK) status = load(&l);
-    } else {
-        status = dsi_fail(error, DSI_E_NOMEM, "no memory for a tokenizer");
-    }
-    dsi_json_free(&l.json);
-    dsi_sys_free(l.entries);
-    dsi_sys_free(l.merges);
+    status = dsi_tokenizer_load_text(text, n_bytes, NULL, tokenizer, error);
     dsi_sys_free(text);
-    if (status == DSI_OK) {
-        *tokenizer = l.tokenizer;
-        return DSI_OK;
-    }
-    dsi_tokenizer_free(l.tokenizer);
-    if (error) dsi_fail_prefix(error, path);
+    if (status != DSI_OK && error) dsi_fail_prefix(error, path);
     return status;
 }

@@ -23,6 +23,12 @@ typedef struct dsi_tokenizer_rules {
 dsi_status dsi_tokenizer_check_rules(const dsi_json *json, dsi_tokenizer_rules *rules,
                                      dsi_error *error);
 
+/* Loads the text of a tokenizer.json. given: rules that are known from elsewhere; then `text` needs
+ * added_tokens, model.vocab and model.merges alone. Messages lack the name of the file. */
+dsi_status dsi_tokenizer_load_text(const char *text, uint64_t n_bytes,
+                                   const dsi_tokenizer_rules *given, dsi_tokenizer **tokenizer,
+                                   dsi_error *error);
+
 /* Checks the options of one added token, whose text is for the message. Errors: UNSUPPORTED. */
 dsi_status dsi_tokenizer_check_added(const dsi_json *json, uint32_t node, const char *text,
                                      int n_text, dsi_error *error);
