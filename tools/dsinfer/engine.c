@@ -1,6 +1,7 @@
 /* engine.c: opening a model and an engine from the command line, and what a status means there. */
 #include "../../lib/base/json.h"
 #include "../../lib/base/sys.h"
+#include "../../lib/model/model.h"
 #include "cli.h"
 #include <dirent.h>
 #include <errno.h>
@@ -136,16 +137,16 @@ static bool checkpoint_missing(const char *dir) {
            (not_there(weights) && shard_missing(dir, index));
 }
 
-/* The folder above the model's is a common slip: a model inside it is named. */
+/* The folder above the model's, or around a .gguf file, is a common slip: a model inside it is
+ * named. */
 static void suggest_model(const char *path) {
     char config[4096], inside[4096];
     if (!join(config, path, "config.json") || !not_there(config)) return;
     DIR *dir = opendir(path);
     for (struct dirent *entry; dir != NULL && (entry = readdir(dir)) != NULL;) {
-        if (entry->d_name[0] == '.' || !join(inside, path, entry->d_name) ||
-            !join(config, inside, "config.json") || not_there(config)) {
-            continue;
-        }
+        if (entry->d_name[0] == '.' || !join(inside, path, entry->d_name)) continue;
+        bool folder = join(config, inside, "config.json") && !not_there(config);
+        if (!folder && !dsi_is_gguf_name(inside)) continue;
         cli_hint(cli_tr("did you mean -m %s?", "是不是想用 -m %s？"), cli_show(inside).text);
         break;
     }

@@ -3,7 +3,7 @@
 #include "cli.h"
 #include <string.h>
 
-enum { MAX_DTYPES = 32 };
+enum { MAX_DTYPES = DSI_DTYPE_BLOCKS + 64 }; /* one more than the largest code, and some */
 typedef struct dtype_sum {
     uint64_t n_tensors, n_bytes;
 } dtype_sum;

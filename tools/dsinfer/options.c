@@ -303,7 +303,7 @@ static int parse_word(const char *word, cli_options *options) {
             cli_hint(cli_tr("chat asks for texts when it runs; dsinfer run answers one at once",
                             "chat 运行后才输入文本；只问一次请用 dsinfer run"));
         } else {
-            cli_hint(cli_tr("the model's folder goes behind -m", "模型目录请写在 -m 之后"));
+            cli_hint(cli_tr("the model goes behind -m", "模型请写在 -m 之后"));
         }
         return CLI_USAGE;
     }

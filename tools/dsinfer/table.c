@@ -8,8 +8,8 @@
 const cli_option cli_option_table[] = {
     /* name, letter, kind, commands, rare, field, low, high, argument, words, en, zh */
     {"model", 'm', CLI_TEXT, CLI_READS, 0, FIELD(model), 0, 0, "DIR", NULL,
-     "checkpoint folder (tokenize: a tokenizer.json too)",
-     "模型目录（tokenize 也接受 tokenizer.json）"},
+     "checkpoint folder or .gguf file (tokenize: a tokenizer.json too)",
+     "模型目录或 .gguf 文件（tokenize 也接受 tokenizer.json）"},
     {"system", 0, CLI_TEXT, CLI_ASKS, 0, FIELD(system), 0, 0, "TEXT", NULL, "system message",
      "系统消息"},
     {"think", 0, CLI_SET, CLI_ASKS, 0, FIELD(think), DSI_THINK_ON, 0, NULL, NULL,
@@ -158,7 +158,7 @@ const cli_command cli_command_table[] = {
     {CLI_TOKENIZE,
      "tokenize",
      cli_tokenize,
-     "-m DIR|tokenizer.json [OPTION ...] TEXT|-",
+     "-m DIR|FILE [OPTION ...] TEXT|-",
      "TEXT",
      NULL,
      "show the tokens of a text; - reads it from stdin",

@@ -2,6 +2,7 @@
  */
 #include "../../lib/base/json.h"
 #include "../../lib/base/sys.h"
+#include "../../lib/model/model.h"
 #include "../../lib/text/text.h"
 #include "cli.h"
 #include <string.h>
@@ -182,6 +183,21 @@ static int many_lines(tokens_state *state) {
     return code;
 }
 
+/* A tokenizer.json, or the one inside a GGUF file, which may hold nothing else. */
+static dsi_status open_tokenizer(const char *path, dsi_tokenizer **tokenizer, dsi_error *error) {
+    if (!dsi_is_gguf_name(path)) return dsi_tokenizer_open(path, tokenizer, error);
+    dsi_map map = {0};
+    dsi_gguf gguf = {0};
+    dsi_status status = dsi_sys_map(path, &map, error);
+    if (status == DSI_OK) status = dsi_gguf_read(path, &map, &gguf, error);
+    if (status == DSI_OK) status = dsi_tokenizer_of_gguf(&gguf, tokenizer, error);
+    if (status == DSI_OK && *tokenizer == NULL)
+        status = dsi_fail(error, DSI_E_MODEL, "%s: has no tokenizer inside", path);
+    dsi_gguf_free(&gguf);
+    dsi_sys_unmap(&map);
+    return status;
+}
+
 int cli_tokenize(const cli_options *options) {
     tokens_state state = {.options = options};
     int code = cli_need_model(options);
@@ -196,11 +212,12 @@ int cli_tokenize(const cli_options *options) {
         cli_error("%s", dsi_status_text(DSI_E_NOMEM));
         code = CLI_ENVIRONMENT;
     } else {
-        dsi_status status = dsi_tokenizer_open(path.data, &state.tokenizer, &error);
+        dsi_status status = open_tokenizer(path.data, &state.tokenizer, &error);
         if (status != DSI_OK) {
             cli_error("%s: %s", cli_tr("tokenizer", "分词器"), error.text);
-            cli_hint(cli_tr("-m takes a folder with tokenizer.json, or that file itself",
-                            "-m 接受含 tokenizer.json 的目录，或该文件本身"));
+            cli_hint(
+                cli_tr("-m takes a folder with tokenizer.json, that file itself, or a .gguf file",
+                       "-m 接受含 tokenizer.json 的目录、该文件本身，或 .gguf 文件"));
             code = cli_status_exit(status);
             if (status == DSI_E_IO && !dsi_sys_is_file(path.data)) code = CLI_BAD_FILE;
         }
