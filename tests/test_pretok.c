@@ -72,6 +72,16 @@ static struct family {
      {0}},
     {"qwen2", DSI_PRETOK_QWEN2, {LLAMA("\\p{N}")}, {0}},
     {"llama-3", DSI_PRETOK_LLAMA3, {LLAMA("\\p{N}{1,3}")}, {0}},
+    {"smollm",
+     DSI_PRETOK_SMOLLM,
+     {"\\p{N}", "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" SPACES "\\p{L}\\p{N}]+|[" SPACES
+                "]+(?![^" SPACES "])|[" SPACES "]+"},
+     {0}},
+    {"deepseek-coder",
+     DSI_PRETOK_DEEPSEEK_CODER,
+     {"[\\r\\n]", "[" SPACES "]?\\p{L}+", "[" SPACES "]?\\p{P}+",
+      "[\\x{4e00}-\\x{9fa5}\\x{800}-\\x{4e00}\\x{ac00}-\\x{d7ff}]+", "\\p{N}"},
+     {0}},
 };
 enum { N_FAMILIES = sizeof families / sizeof *families };
 static pcre2_match_data *match;

@@ -23,7 +23,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     const dsi_tokenizer *tokenizer = fuzz_tokenizer(data[0] >> 1);
     fuzz_text clean = {0};
     fuzz_clean_utf8((const char *)data + 1, n - 1, &clean);
-    for (int i = DSI_PRETOK_DEEPSEEK_V3; i <= DSI_PRETOK_LLAMA3; i++)
+    for (int i = DSI_PRETOK_DEEPSEEK_V3; i <= DSI_PRETOK_DEEPSEEK_CODER; i++)
         cut_pieces((dsi_pretok)i, clean.data, clean.n);
     free(clean.data);
     fuzz_round_trip(tokenizer, (const char *)data + 1, n - 1, data[0] & 1);
