@@ -50,6 +50,7 @@ static const char help[] =
     "openblas\n"
     "                     (default auto; own: exact alone)\n"
     "  --repeat N         model: timed prompts of each length (default 1)\n"
+    "  --profile          model: decode steps more, op by op: time, bytes, meetings of threads\n"
     "  --chunk N          model: prompt tokens per step (default 256)\n"
     "  --kernels ISA      model: as dsinfer run (default: the best)\n"
     "  --activations TYPE model: bf16, f32, a8 or e4m3 (default bf16)\n"
@@ -136,7 +137,7 @@ static bool read_list(const char *name, const char *text, bench_list *list) {
 }
 
 enum { OUT = 256, PRESET, DTYPE, SEED, PREFILL, DECODE, DEPTH, BATCH, CHUNK, KERNELS, THREADS };
-enum { FILL = 300, GEMM, ACTIVATIONS, STEM, ISA, M, ROUNDS, REPEAT, MD, CSV, GGUF };
+enum { FILL = 300, GEMM, ACTIVATIONS, STEM, ISA, M, ROUNDS, REPEAT, MD, CSV, GGUF, PROFILE };
 static const struct option long_options[] = {{"out", required_argument, NULL, OUT},
                                              {"preset", required_argument, NULL, PRESET},
                                              {"dtype", required_argument, NULL, DTYPE},
@@ -157,6 +158,7 @@ static const struct option long_options[] = {{"out", required_argument, NULL, OU
                                              {"isa", required_argument, NULL, ISA},
                                              {"m", required_argument, NULL, M},
                                              {"rounds", required_argument, NULL, ROUNDS},
+                                             {"profile", no_argument, NULL, PROFILE},
                                              {"md", no_argument, NULL, MD},
                                              {"csv", no_argument, NULL, CSV},
                                              {"gguf", required_argument, NULL, GGUF},
@@ -231,6 +233,7 @@ static int parse(int argc, char **argv, bench_options *o) {
         if (list && !read_list(name, optarg, list)) return BENCH_USAGE;
         if (letter == 'j' || letter == CSV || letter == MD)
             o->format = letter == 'j' ? BENCH_JSON : letter == CSV ? BENCH_CSV : BENCH_MD;
+        if (letter == PROFILE) o->profile = true;
         if (letter == 'h') o->command = "help";
         if (letter == '?') return BENCH_USAGE;
     }

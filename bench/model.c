@@ -22,7 +22,7 @@ static uint32_t activations_of(const char *name) {
 static dsi_engine_options engine_options(const model_run *r) {
     const bench_options *o = r->options;
     uint32_t prefill = bench_largest(&o->prefill), depth = bench_largest(&o->depth);
-    uint32_t batch = bench_largest(&o->batch), tail = o->decode + 8;
+    uint32_t batch = bench_largest(&o->batch), tail = (o->profile ? 2 : 1) * o->decode + 8;
     dsi_engine_options e;
     dsi_engine_options_init(&e);
     e.n_threads = o->threads;
@@ -202,6 +202,8 @@ static dsi_status measure_decode(model_run *r, uint32_t depth, uint32_t batch) {
         row->limits = bench_yardstick_since(r->yardstick);
         row->tokens = n, row->depth = depth, row->batch = batch;
         status = finish_decode(r, &r->sides[s], row, r->seconds + s * r->room);
+        if (status == DSI_OK && r->options->profile)
+            status = model_profile_steps(r, &r->sides[s], depth, batch);
     }
     return status;
 }
@@ -289,6 +291,7 @@ int bench_model(const bench_options *options) {
     for (uint32_t s = 0; s < MODEL_SIDES; s++) close_side(&r->sides[s]);
     dsi_model_close(r->model);
     bench_yardstick_free(r->yardstick);
+    model_profiles_free(r);
     free(r->seconds);
     free(r);
     return code;

@@ -4,7 +4,7 @@
 
 #include "bench.h"
 
-enum { MODEL_BATCH = 64, MODEL_SIDES = 2, MODEL_ROWS = 1024 };
+enum { MODEL_BATCH = 64, MODEL_SIDES = 2, MODEL_ROWS = 1024, MODEL_PROFILES = 32 };
 
 /* An engine on the checkpoint, and its sessions. */
 typedef struct model_side {
@@ -30,6 +30,7 @@ typedef struct model_row {
     double experts;                /* decode: distinct experts chosen in a layer, the mean */
 } model_row;
 
+typedef struct model_profile model_profile; /* model_profile.c */
 typedef struct model_run {
     const bench_options *options;
     dsi_model *model;
@@ -43,6 +44,8 @@ typedef struct model_run {
     uint32_t room;
     model_row rows[MODEL_ROWS];
     uint32_t n_rows;
+    model_profile *profiles[MODEL_PROFILES];
+    uint32_t n_profiles;
     const char *what; /* that failed */
 } model_run;
 
@@ -60,6 +63,12 @@ dsi_status model_count_experts(model_run *r, model_side *side, uint32_t batch, u
 uint64_t model_kv_bytes(const model_side *side);
 /* Parameters of the head, which a prompt needs for its last row only. */
 uint64_t model_head_params(const model_run *r);
+
+/* model_profile.c: decodes on and notes where the time goes, for the reports. */
+dsi_status model_profile_steps(model_run *r, model_side *side, uint32_t depth, uint32_t batch);
+void model_profiles_free(model_run *r);
+void model_profiles_md(const model_run *r);
+void model_profiles_json(const model_run *r);
 
 /* model_report.c */
 void model_report(const model_run *r);

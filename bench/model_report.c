@@ -80,6 +80,7 @@ static void print_md(const model_run *r) {
         (double)use.n_bytes_mapped / 1e6, m.all, m.file, m.anonymous, m.peak);
     printf("Open %.3f s. Contexts beyond 512 tokens: %s.\n", r->sides[0].open_seconds,
            strcmp(r->options->fill, "copy") == 0 ? "256 computed rows, copied" : "computed");
+    model_profiles_md(r);
 }
 
 /* ---- Lines ----------------------------------------------------------------------------------- */
@@ -167,6 +168,10 @@ static void print_json(const model_run *r) {
     for (uint32_t i = 0; i < r->n_rows; i++) {
         if (i) printf(", ");
         print_json_row(&r->rows[i]);
+    }
+    if (r->n_profiles) {
+        printf("], \"profiles\": [");
+        model_profiles_json(r);
     }
     puts("]}");
 }

@@ -24,11 +24,33 @@ typedef struct walk {
     int32_t layer;            /* -1 outside the layers */
     const int32_t *head_rows; /* the head: which rows of the batch it works on; else NULL */
     bool any_absorbed, any_expanded;
+    const char *product; /* the name of the op that comes next, where its kind does not say it */
     dsi_status status;
 } walk;
 
 /* ---- Submitting ops ----------------------------------------------------------------------------
  */
+
+static const char *op_name(dsi_op_kind kind) {
+    switch (kind) {
+#define NAME(op, code)                                                                             \
+    case op:                                                                                       \
+        return #op + sizeof "DSI_OP";
+        DSI_OP_LIST(NAME)
+#undef NAME
+    default:
+        return "?";
+    }
+}
+
+static dsi_status run_op(walk *w, const dsi_op *op) {
+    dsi_engine *e = w->e;
+    if (e->profile) dsi_profile_begin(e);
+    dsi_status st = e->backend->op_run(e->stream, op, e->scratch.workspace, 0);
+    if (e->profile) dsi_profile_end(e, op, w->product ? w->product : op_name(op->kind));
+    w->product = NULL;
+    return st;
+}
 
 static void submit(walk *w, dsi_op_kind kind, const dsi_tensor *const *in, uint32_t n_in,
                    dsi_tensor *const *out, uint32_t n_out, const void *attr) {
@@ -39,7 +61,7 @@ static void submit(walk *w, dsi_op_kind kind, const dsi_tensor *const *in, uint3
     if (w->mode == DSI_FORWARD_PLAN)
         w->status = e->backend->op_plan(e->dev, &op, &workspace);
     else
-        w->status = e->backend->op_run(e->stream, &op, e->scratch.workspace, 0);
+        w->status = run_op(w, &op);
     if (workspace > w->workspace) w->workspace = workspace;
     if (w->status != DSI_OK)
         dsi_fail(&e->handle.error, w->status, "layer %d: %s", w->layer,
@@ -108,6 +130,7 @@ static void linears(walk *w, const dsi_tensor *x, const product *products, uint3
         in[2 + 2 * i] = bias && bias->ne[0] ? bias : NULL;
         out[i] = products[i].y;
     }
+    w->product = products[0].name;
     submit(w, DSI_OP_LINEAR, in, 1 + 2 * n, out, n, &attr);
     for (uint32_t i = 0; i < n; i++) tap(w, products[i].name, products[i].y);
 }
@@ -211,11 +234,8 @@ static void dense(walk *w, const dsi_placed_layer *l) {
     linear(w, "mlp.down_proj", &t->ffn_hidden, &l->mlp[2], &t->hidden, true);
 }
 
-static void moe(walk *w, const dsi_placed_layer *l) {
-    const dsi_config *c = w->config;
-    dsi_scratch *t = &w->t;
-    linear(w, "mlp.gate", &t->normed, &l->gate, &t->router_logits, false);
-    dsi_attr_route route = {sizeof route,
+static dsi_attr_route route_attr(const dsi_config *c) {
+    return (dsi_attr_route){sizeof(dsi_attr_route),
                             c->router,
                             c->scoring == DSI_SCORING_SIGMOID,
                             c->n_group,
@@ -223,16 +243,62 @@ static void moe(walk *w, const dsi_placed_layer *l) {
                             c->n_experts_per_token,
                             c->norm_topk_prob,
                             (float)c->routed_scaling_factor};
+}
+
+/* Few rows: router and experts as one op, where the back-end has it. */
+static void moe_routed(walk *w, const dsi_placed_layer *l, const dsi_attr_moe *experts) {
+    dsi_scratch *t = &w->t;
+    const dsi_tensor *bias = &l->e_score_correction_bias;
+    dsi_attr_moe_routed attr = {sizeof attr, 0, route_attr(w->config), *experts};
+    l->moe_in[0] = &t->normed, l->moe_in[1] = &l->gate;
+    l->moe_in[2] = bias->ne[0] ? bias : NULL;
+    submit(w, DSI_OP_MOE_ROUTED, l->moe_in, l->n_moe_in,
+           (dsi_tensor *[]){&t->hidden, &t->router_logits, &t->expert_ids, &t->expert_weights}, 4,
+           &attr);
+    tap(w, "mlp.gate", &t->router_logits);
+    tap(w, "mlp.gate.weights", &t->expert_weights);
+}
+static void moe_in_steps(walk *w, const dsi_placed_layer *l, const dsi_attr_moe *experts) {
+    dsi_scratch *t = &w->t;
+    dsi_attr_route route = route_attr(w->config);
     bool has_bias = l->e_score_correction_bias.ne[0] != 0;
+    linear(w, "mlp.gate", &t->normed, &l->gate, &t->router_logits, false);
     submit(w, DSI_OP_MOE_ROUTE,
            (const dsi_tensor *[]){&t->router_logits, &l->e_score_correction_bias}, has_bias ? 2 : 1,
            (dsi_tensor *[]){&t->expert_ids, &t->expert_weights}, 2, &route);
     tap(w, "mlp.gate.weights", &t->expert_weights);
+    l->moe_in[0] = &t->normed, l->moe_in[1] = &t->expert_ids, l->moe_in[2] = &t->expert_weights;
+    submit(w, DSI_OP_MOE_FFN, l->moe_in, l->n_moe_in, (dsi_tensor *[]){&t->hidden}, 1, experts);
+}
+
+/* Asks whether the back-end has the one op for few rows; without it nothing is missing. */
+static void plan_moe_routed(walk *w, const dsi_placed_layer *l, const dsi_attr_moe *experts) {
+    walk few = *w;
+    dsi_tensor *rows[] = {&few.t.normed, &few.t.hidden, &few.t.router_logits, &few.t.expert_ids,
+                          &few.t.expert_weights};
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        if (rows[i]->ne[1] > DSI_MOE_ROUTED_ROWS) rows[i]->ne[1] = DSI_MOE_ROUTED_ROWS;
+    dsi_error before = w->e->handle.error;
+    moe_routed(&few, l, experts);
+    w->e->in_steps |= few.status == DSI_E_UNSUPPORTED;
+    if (few.status == DSI_E_UNSUPPORTED)
+        w->e->handle.error = before;
+    else
+        w->status = few.status;
+    w->workspace = few.workspace;
+}
+
+static void moe(walk *w, const dsi_placed_layer *l) {
+    const dsi_config *c = w->config;
     bool has_shared = l->n_moe_in > 3 + 3 * c->n_routed_experts;
     dsi_attr_moe attr = {sizeof attr, c->n_routed_experts, c->n_experts_per_token, has_shared};
-    l->moe_in[0] = &t->normed, l->moe_in[1] = &t->expert_ids, l->moe_in[2] = &t->expert_weights;
-    submit(w, DSI_OP_MOE_FFN, l->moe_in, l->n_moe_in, (dsi_tensor *[]){&t->hidden}, 1, &attr);
-    tap(w, "mlp.experts", &t->hidden);
+    bool plans = w->mode == DSI_FORWARD_PLAN && w->status == DSI_OK;
+    if (plans) plan_moe_routed(w, l, &attr);
+    if (!plans && w->t.hidden.ne[1] <= DSI_MOE_ROUTED_ROWS && !w->e->in_steps)
+        moe_routed(w, l, &attr);
+    else
+        moe_in_steps(w, l, &attr);
+    tap(w, "mlp.experts", &w->t.hidden);
 }
 
 static void layer(walk *w, uint32_t index) {

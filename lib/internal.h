@@ -157,6 +157,7 @@ struct dsi_engine {
     uint32_t n_pages, n_free_pages, max_pages;
     int32_t *free_pages;
     uint32_t *page_holders; /* [n_pages] sessions that hold a page */
+    bool in_steps; /* the back-end has no DSI_OP_MOE_ROUTED: its router is an op of its own */
     float softmax_scale;
     double rope_factor;
     dsi_tap_fn tap;
@@ -164,6 +165,7 @@ struct dsi_engine {
     _Atomic(struct dsi_runner *) runner; /* the thread of the streams; NULL before the first one */
     _Atomic uint32_t n_holders;          /* the caller until dsi_engine_close, and its sessions */
     _Atomic bool closed; /* its sessions can only be closed now, and it ends with the last */
+    struct dsi_profile *profile; /* NULL: steps are not looked into (profile.c) */
     char describe[448];
 };
 
@@ -196,6 +198,29 @@ dsi_status dsi_forward(dsi_engine *engine, dsi_forward_mode mode, uint64_t *work
  * logits (host, [n][vocab]) is filled. */
 dsi_status dsi_forward_head(dsi_engine *engine, dsi_forward_mode mode, uint32_t first, uint32_t n,
                             float *logits, uint64_t *workspace);
+
+/* ---- Where the time of a step goes (profile.c); for measuring, not for serving -----------------
+ */
+
+typedef struct dsi_profile_row {
+    const char *name; /* of the product, by its weight, or of the op */
+    uint64_t n_calls;
+    uint64_t n_bytes;               /* weights and cached rows that were read */
+    uint64_t n_meetings;            /* of threads, the end of the op among them */
+    double seconds, waited_seconds; /* waited: the mean of all threads, at those meetings */
+} dsi_profile_row;
+typedef struct dsi_profile {
+    dsi_profile_row rows[32]; /* in the order in which they came up; the last one takes the rest */
+    uint32_t n_rows, n_threads;
+    /* of the op that runs */
+    double start;
+    dsi_dev_counters before;
+} dsi_profile;
+/* From the next step on every op is counted in *profile, which stays the caller's; NULL: no longer.
+ * Between steps, under the engine's lock or before there are other threads. */
+void dsi_engine_profile(dsi_engine *engine, dsi_profile *profile);
+void dsi_profile_begin(dsi_engine *engine);
+void dsi_profile_end(dsi_engine *engine, const dsi_op *op, const char *name);
 
 /* ---- Session
  * ------------------------------------------------------------------------------------------ */

@@ -288,6 +288,55 @@ static void test_moe(void **state) {
     }
 }
 
+/* The experts with their router as one op and as three: the same logits, choice and sum. */
+static void routed_rows(device *d, int64_t m, bool has_bias, bool has_shared) {
+    d->used = 0, random_state = (uint64_t)m;
+    dsi_attr_moe_routed attr = {sizeof attr,
+                                0,
+                                {sizeof attr.route, 3, 1, 1, 1, TOP_K, 1, 2.5f},
+                                {sizeof attr.moe, EXPERTS, TOP_K, has_shared}};
+    dsi_tensor x = take(d, DSI_DTYPE_F32, m, HIDDEN, HIDDEN + 8), w[3 * (EXPERTS + 1)];
+    dsi_tensor router = take(d, DSI_DTYPE_F32, EXPERTS, HIDDEN, HIDDEN);
+    dsi_tensor bias = take(d, DSI_DTYPE_F32, 1, EXPERTS, EXPERTS), of[2][4];
+    const dsi_tensor *in[3 + 3 * (EXPERTS + 1)] = {&x, &router, has_bias ? &bias : NULL};
+    bias.n_dims = 1;
+    for (int i = 0; i < 3 * (EXPERTS + 1); i++) {
+        int64_t inter = i < 3 * EXPERTS ? INTER : SHARED;
+        w[i] = i % 3 < 2 ? take(d, DSI_DTYPE_F32, inter, HIDDEN, HIDDEN)
+                         : take(d, DSI_DTYPE_F32, HIDDEN, inter, inter);
+        in[3 + i] = &w[i];
+    }
+    for (int way = 0; way < 2; way++) {
+        random_state = 5; /* y begins as the same numbers */
+        of[way][0] = take(d, DSI_DTYPE_F32, m, HIDDEN, HIDDEN);
+        of[way][1] = take(d, DSI_DTYPE_F32, m, EXPERTS, EXPERTS);
+        of[way][2] = take(d, DSI_DTYPE_I32, m, TOP_K, TOP_K);
+        of[way][3] = take(d, DSI_DTYPE_F32, m, TOP_K, TOP_K);
+    }
+    dsi_tensor *a = of[0], *b = of[1], *logits = &a[1];
+    uint32_t n_in = 3 + 3 * (EXPERTS + (has_shared ? 1 : 0));
+    run(d, &(dsi_op){sizeof(dsi_op), DSI_OP_MOE_ROUTED, n_in, 4, in,
+                     (dsi_tensor *[]){&b[0], &b[1], &b[2], &b[3]}, &attr});
+    run(d, &(dsi_op){sizeof(dsi_op), DSI_OP_LINEAR, 2, 1, in, &logits, NULL});
+    run(d, &(dsi_op){sizeof(dsi_op), DSI_OP_MOE_ROUTE, has_bias ? 2 : 1, 2,
+                     (const dsi_tensor *[]){logits, &bias}, (dsi_tensor *[]){&a[2], &a[3]},
+                     &attr.route});
+    in[1] = &a[2], in[2] = &a[3];
+    run(d,
+        &(dsi_op){sizeof(dsi_op), DSI_OP_MOE_FFN, n_in, 1, in, (dsi_tensor *[]){&a[0]}, &attr.moe});
+    for (int i = 0; i < 4; i++)
+        assert_memory_equal(dsi_cpu_data(&a[i]), dsi_cpu_data(&b[i]), (size_t)(m * a[i].ne[0] * 4));
+}
+static void test_moe_routed(void **state) {
+    (void)state;
+    for (uint32_t n_threads = 1; n_threads <= 3; n_threads++) {
+        device d = open_device(n_threads);
+        for (int64_t m = 1; m <= DSI_MOE_ROUTED_ROWS; m++)
+            for (int kind = 0; kind < 4; kind++) routed_rows(&d, m, kind & 1, kind & 2);
+        close_device(&d);
+    }
+}
+
 /* ---- Activations of 8 bits ---------------------------------------------------------------------
  */
 
@@ -442,9 +491,10 @@ static void test_deal(void **state) {
 int main(void) {
     cpu = dsi_cpu_backend();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_linear), cmocka_unit_test(test_linear_refused),
-        cmocka_unit_test(test_swiglu), cmocka_unit_test(test_moe),
-        cmocka_unit_test(test_a8),     cmocka_unit_test(test_deal),
+        cmocka_unit_test(test_linear),     cmocka_unit_test(test_linear_refused),
+        cmocka_unit_test(test_swiglu),     cmocka_unit_test(test_moe),
+        cmocka_unit_test(test_a8),         cmocka_unit_test(test_deal),
+        cmocka_unit_test(test_moe_routed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -263,11 +263,72 @@ static void test_nested(void **state) {
     dsi_pool_free(n.in.pool);
 }
 
+/* ---- Gates and what is counted --------------------------------------------------------------- */
+
+typedef struct behind {
+    dsi_pool *pool;
+    uint32_t number, opener;
+    uint64_t made, seen[MAX_THREADS];
+} behind;
+static void go_through(void *context, uint32_t thread, uint32_t n_threads) {
+    behind *b = context;
+    (void)n_threads;
+    if (thread == b->opener) {
+        if (b->number % 8 == 0) usleep(200); /* the others are asleep by then */
+        b->made++;
+        dsi_pool_gate_open(b->pool);
+    }
+    dsi_pool_gate_wait(b->pool, b->number);
+    b->seen[thread] = b->made;
+}
+static void test_gate(void **state) {
+    (void)state;
+    machine m;
+    make_machine(&m, 2, 2, 1, 0);
+    for (uint32_t n_threads = 1; n_threads <= 4; n_threads++) {
+        behind b = {.pool = make_pool(&m.topology, n_threads, DSI_POOL_PIN_AUTO, NULL)};
+        for (uint64_t i = 1; i <= 200; i++) {
+            b.number = dsi_pool_gate(b.pool);
+            b.opener = (uint32_t)i % n_threads;
+            dsi_pool_run(b.pool, go_through, &b);
+            for (uint32_t t = 0; t < n_threads; t++) assert_int_equal(b.seen[t], i);
+        }
+        dsi_pool_free(b.pool);
+    }
+}
+
+static void stand(void *context, uint32_t thread, uint32_t n_threads) {
+    behind *b = context;
+    (void)n_threads;
+    if (thread == 1) usleep(20000);
+    if (thread == 1) dsi_pool_gate_open(b->pool);
+    if (thread == 2) dsi_pool_gate_wait(b->pool, b->number);
+    dsi_pool_barrier(b->pool);
+}
+/* Two of three threads wait 20 ms for the third, one at a gate and one at the barrier. */
+static void test_counters(void **state) {
+    (void)state;
+    machine m;
+    make_machine(&m, 1, 1, 3, 0);
+    behind b = {.pool = make_pool(&m.topology, 3, DSI_POOL_PIN_OFF, NULL)};
+    for (int watched = 0; watched < 2; watched++) {
+        b.number = dsi_pool_gate(b.pool);
+        dsi_pool_watch(b.pool, watched != 0);
+        dsi_pool_run(b.pool, stand, &b);
+        dsi_pool_counters c = dsi_pool_count(b.pool);
+        assert_int_equal(c.n_meetings, 2 + 2 * watched); /* the barrier, the end of the run */
+        if (!watched) assert_true(c.waited_seconds == 0);
+        if (watched) assert_true(c.waited_seconds >= 0.038 && c.waited_seconds < 30);
+    }
+    dsi_pool_free(b.pool);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_trees), cmocka_unit_test(test_refused),
         cmocka_unit_test(test_bound), cmocka_unit_test(test_no_stacking),
         cmocka_unit_test(test_auto),  cmocka_unit_test(test_nested),
+        cmocka_unit_test(test_gate),  cmocka_unit_test(test_counters),
     };
     return cmocka_run_group_tests_name("pool", tests, NULL, NULL);
 }

@@ -73,7 +73,11 @@ typedef struct dsi_tensor {
     /* -> y F32 [R][hidden] += sum (dsi_attr_moe) */                                               \
     X(DSI_OP_MOE_FFN, 13)                                                                          \
     /* x F32 [.][n], rows I32 [r] -> y F32 [r][n] */                                               \
-    X(DSI_OP_GATHER_ROWS, 14)
+    X(DSI_OP_GATHER_ROWS, 14)                                                                      \
+    /* optional, for at most 16 rows: MOE_FFN with its router in one op (dsi_attr_moe_routed): */  \
+    /* x act, router [experts][hidden], bias [experts] or NULL, then experts as in MOE_FFN */      \
+    /* -> y F32 [R][hidden] += sum, logits F32 [R][experts], ids I32, weights F32 [R][top_k] */    \
+    X(DSI_OP_MOE_ROUTED, 15)
 
 typedef uint32_t dsi_op_kind;
 enum {
@@ -140,6 +144,13 @@ typedef struct dsi_attr_moe {
     uint32_t n_experts, top_k;
     uint32_t has_shared; /* the last three inputs are the shared expert, weight 1 */
 } dsi_attr_moe;
+typedef struct dsi_attr_moe_routed {
+    uint32_t struct_size;
+    uint32_t reserved;
+    dsi_attr_route route;
+    dsi_attr_moe moe;
+} dsi_attr_moe_routed;
+enum { DSI_MOE_ROUTED_ROWS = 16 };
 
 typedef struct dsi_op {
     uint32_t struct_size;
@@ -164,6 +175,14 @@ typedef struct dsi_caps {
     uint64_t mem_total, mem_free;
     uint32_t align, n_threads;
 } dsi_caps;
+
+/* What the threads, or whatever computes side by side, spent on meeting each other. */
+typedef struct dsi_dev_counters {
+    uint32_t struct_size;
+    uint32_t reserved;
+    uint64_t n_meetings;   /* since the device was opened */
+    double waited_seconds; /* at them, of all threads together; only while watched */
+} dsi_dev_counters;
 
 typedef struct dsi_host { /* services lent to the plug-in; outlives its devices */
     uint32_t struct_size;
@@ -203,6 +222,8 @@ typedef struct dsi_backend {
      * will read it (memory nodes) */
     dsi_status (*write_rows)(dsi_dev_stream *s, dsi_buf *dst, uint64_t offset, const void *src,
                              uint64_t n_rows, uint64_t row_bytes);
+    /* optional: the counters so far; watch: times are taken from now on, or no longer */
+    dsi_status (*counters)(dsi_dev *dev, uint32_t watch, dsi_dev_counters *counters);
 } dsi_backend;
 /* A plug-in exports one symbol, dsi_backend_entry_v1, of this type. */
 typedef const dsi_backend *(*dsi_backend_entry_v1_fn)(uint32_t host_major, uint32_t host_minor);

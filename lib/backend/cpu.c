@@ -35,6 +35,7 @@ static const struct {
     {DSI_OP_MOE_ROUTE, "moe_route", dsi_cpu_moe_route_check, dsi_cpu_moe_route_run},
     {DSI_OP_MOE_FFN, "moe_ffn", dsi_cpu_moe_ffn_check, dsi_cpu_moe_ffn_run},
     {DSI_OP_GATHER_ROWS, "gather_rows", dsi_cpu_gather_rows_check, dsi_cpu_gather_rows_run},
+    {DSI_OP_MOE_ROUTED, "moe_routed", dsi_cpu_moe_routed_check, dsi_cpu_moe_routed_run},
 };
 enum { N_OPS = sizeof OPS / sizeof OPS[0] };
 
@@ -197,6 +198,16 @@ static dsi_status cpu_device_caps(dsi_dev *dev, dsi_caps *caps) {
     memcpy(caps, &all, size < sizeof all ? size : sizeof all);
     return DSI_OK;
 }
+static dsi_status cpu_counters(dsi_dev *dev, uint32_t watch, dsi_dev_counters *counters) {
+    uint32_t size = counters->struct_size;
+    dsi_pool_counters c = dsi_pool_count(dev->pool);
+    dsi_dev_counters all = {.struct_size = size,
+                            .n_meetings = c.n_meetings,
+                            .waited_seconds = c.waited_seconds};
+    dsi_pool_watch(dev->pool, watch != 0);
+    memcpy(counters, &all, size < sizeof all ? size : sizeof all);
+    return DSI_OK;
+}
 static const char *cpu_last_error(dsi_dev *dev) { return dev ? dev->error.text : open_error.text; }
 static const char *cpu_describe(dsi_dev *dev) {
     if (dev->gemm)
@@ -345,5 +356,6 @@ static const dsi_backend CPU = {
     .op_plan = cpu_op_plan,
     .op_run = cpu_op_run,
     .write_rows = cpu_write_rows,
+    .counters = cpu_counters,
 };
 const dsi_backend *dsi_cpu_backend(void) { return &CPU; }

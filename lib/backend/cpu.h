@@ -13,7 +13,7 @@ typedef struct dsi_cpu_share {
     _Alignas(64) _Atomic int64_t next; /* a cache line each: all threads look at all of them */
     int64_t end;
 } dsi_cpu_share;
-enum { DSI_CPU_PHASES = 2 }; /* in which one op deals tasks */
+enum { DSI_CPU_PHASES = 3 }; /* in which one op deals tasks */
 
 struct dsi_dev {
     dsi_pool *pool;
@@ -69,6 +69,7 @@ DSI_CPU_OP(gqa_attend)
 DSI_CPU_OP(moe_route)
 DSI_CPU_OP(moe_ffn)
 DSI_CPU_OP(gather_rows)
+DSI_CPU_OP(moe_routed)
 #undef DSI_CPU_OP
 
 /* ---- Helpers (cpu_tensor.c) */

@@ -387,13 +387,16 @@ static dsi_status plan_weight(dsi_dev *dev, const dsi_tensor *w, dsi_dtype x_dty
     return dsi_fail(&dev->error, DSI_E_NOMEM, "cpu: no memory to measure a library");
 }
 
+static bool has_experts(const dsi_op *op) {
+    return op->kind == DSI_OP_MOE_FFN || op->kind == DSI_OP_MOE_ROUTED;
+}
+
 /* The next input from *i on that is a weight, of the routed experts the first alone: all of them
  * have its shape. */
 static const dsi_tensor *next_weight(const dsi_op *op, uint32_t *i) {
     for (; *i < op->n_in; ++*i) {
         const dsi_tensor *w = op->in[*i];
-        if (op->kind == DSI_OP_MOE_FFN && *i == 6 && op->n_in > 9)
-            *i = op->n_in - 3, w = op->in[*i];
+        if (has_experts(op) && *i == 6 && op->n_in > 9) *i = op->n_in - 3, w = op->in[*i];
         if (w && w->n_dims == 2 && w->dtype != DSI_DTYPE_I32) return op->in[(*i)++];
     }
     return NULL;
@@ -411,8 +414,7 @@ static uint64_t op_slot_bytes(const dsi_cpu_gemm *g, const dsi_op *op) {
 }
 
 static bool multiplies(const dsi_op *op) {
-    return op->kind == DSI_OP_LINEAR || op->kind == DSI_OP_LINEAR_SWIGLU ||
-           op->kind == DSI_OP_MOE_FFN;
+    return op->kind == DSI_OP_LINEAR || op->kind == DSI_OP_LINEAR_SWIGLU || has_experts(op);
 }
 
 dsi_status dsi_cpu_gemm_plan(dsi_dev *dev, const dsi_op *op, uint64_t *n_bytes) {

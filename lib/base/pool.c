@@ -34,12 +34,17 @@ struct dsi_pool {
     /* Written between runs only, published by the moves of `start`. */
     int64_t process; /* that started the threads: fork() copies none of them */
     uint32_t n_threads, n_leaves;
-    bool spin, stop;
+    bool spin, stop, watched;
     dsi_pool_fn fn;
     void *context;
     worker *workers;   /* n_threads - 1 */
     meeting *meetings; /* the leaves first: start, phase and sleepers of the others are unused */
+    meeting *gate;     /* behind them: of it, phase and sleepers are used */
     uint32_t *leaf;    /* [n_threads] */
+    /* [n_threads], while watched: when a thread came to the meeting; how long it stood at gates */
+    double *arrived, *stood;
+    /* written by who completes a meeting, before anybody is let go */
+    dsi_pool_counters counters;
     dsi_pool_place place;
 };
 
@@ -83,8 +88,19 @@ static void move(meeting *m, atomic_uint *counter) {
     if (atomic_load(&m->n_sleepers) != 0) dsi_sys_futex_wake(counter);
 }
 
+/* By the thread that came last. */
+static void count_meeting(dsi_pool *pool) {
+    pool->counters.n_meetings++;
+    for (uint32_t i = 0; pool->watched && i < pool->n_threads; i++) {
+        pool->counters.waited_seconds +=
+            pool->arrived[own_index] - pool->arrived[i] + pool->stood[i];
+        pool->stood[i] = 0;
+    }
+}
+
 void dsi_pool_barrier(dsi_pool *pool) {
     if (pool->n_threads == 1) return;
+    if (pool->watched) pool->arrived[own_index] = dsi_sys_seconds();
     /* The phase cannot move before this thread has arrived, so this is the phase of this meeting.
      * Whoever completes a meeting resets its count before anybody is let go, and goes up. */
     meeting *leaf = &pool->meetings[pool->leaf[own_index]];
@@ -96,8 +112,20 @@ void dsi_pool_barrier(dsi_pool *pool) {
         }
         atomic_store_explicit(&m->n_arrived, 0, memory_order_relaxed);
     }
+    count_meeting(pool);
     for (uint32_t i = 0; i < pool->n_leaves; i++)
         move(&pool->meetings[i], &pool->meetings[i].phase);
+}
+
+uint32_t dsi_pool_gate(const dsi_pool *pool) {
+    return atomic_load_explicit(&pool->gate->phase, memory_order_relaxed);
+}
+void dsi_pool_gate_open(dsi_pool *pool) { move(pool->gate, &pool->gate->phase); }
+void dsi_pool_gate_wait(dsi_pool *pool, uint32_t number) {
+    if (atomic_load_explicit(&pool->gate->phase, memory_order_acquire) != number) return;
+    double start = pool->watched ? dsi_sys_seconds() : 0;
+    wait_until_moved(pool, pool->gate, &pool->gate->phase, number);
+    if (pool->watched) pool->stood[own_index] += dsi_sys_seconds() - start;
 }
 
 static void *worker_main(void *argument) {
@@ -202,6 +230,8 @@ static void free_parts(dsi_pool *pool, bool in_child) {
     dsi_pool_place_free(&pool->place, in_child);
     dsi_sys_free(pool->workers);
     dsi_sys_free(pool->leaf);
+    dsi_sys_free(pool->arrived);
+    dsi_sys_free(pool->stood);
     dsi_sys_free(pool->meetings);
     dsi_sys_free(pool);
 }
@@ -218,8 +248,11 @@ dsi_status dsi_pool_new_placed(const dsi_pool_options *options, dsi_pool **pool,
     if (whole) {
         made->workers = dsi_sys_calloc(n, sizeof *made->workers);
         made->leaf = dsi_sys_calloc(n, sizeof *made->leaf);
-        made->meetings = dsi_sys_alloc_aligned((2ull * n + 1) * sizeof *made->meetings);
-        whole = made->workers != NULL && made->leaf != NULL && made->meetings != NULL &&
+        made->arrived = dsi_sys_calloc(n, sizeof *made->arrived);
+        made->stood = dsi_sys_calloc(n, sizeof *made->stood);
+        made->meetings = dsi_sys_alloc_aligned((2ull * n + 2) * sizeof *made->meetings);
+        whole = made->workers != NULL && made->leaf != NULL && made->arrived != NULL &&
+                made->stood != NULL && made->meetings != NULL &&
                 dsi_pool_place_choose(&made->place, n, options);
     }
     if (!whole) {
@@ -232,6 +265,7 @@ dsi_status dsi_pool_new_placed(const dsi_pool_options *options, dsi_pool **pool,
     /* A thread that spins on the CPU its partner needs only delays it. */
     double quota = options->topology != NULL ? options->topology->quota : 0;
     made->spin = n <= dsi_sys_cpu_count() && (quota == 0 || n <= quota);
+    made->gate = &made->meetings[2 * n + 1];
     arrange_meetings(made, n);
     start_workers(made, n, options->log);
     if (made->n_threads < n) arrange_meetings(made, made->n_threads);
@@ -262,6 +296,9 @@ uint32_t dsi_pool_node(const dsi_pool *pool, uint32_t thread) {
     return thread < pool->n_threads ? pool->place.node[thread] : 0;
 }
 uint32_t dsi_pool_bound(const dsi_pool *pool) { return (uint32_t)pool->place.kind; }
+
+void dsi_pool_watch(dsi_pool *pool, bool on) { pool->watched = on; }
+dsi_pool_counters dsi_pool_count(const dsi_pool *pool) { return pool->counters; }
 
 uint32_t dsi_pool_size(const dsi_pool *pool) { return pool->n_threads; }
 

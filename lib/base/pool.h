@@ -41,6 +41,22 @@ void dsi_pool_run(dsi_pool *pool, dsi_pool_fn fn, void *context);
  * for a bounded time, then sleeps. */
 void dsi_pool_barrier(dsi_pool *pool);
 
+/* A gate, for what all threads need and one of them makes while the others have something else to
+ * do. Before a run: its number. Inside the run one thread opens it, once; who waits for that number
+ * returns when it is open, and sees what was written before. */
+uint32_t dsi_pool_gate(const dsi_pool *pool);
+void dsi_pool_gate_open(dsi_pool *pool);
+void dsi_pool_gate_wait(dsi_pool *pool, uint32_t number);
+
+/* What the meetings of a pool cost. */
+typedef struct dsi_pool_counters {
+    uint64_t n_meetings;   /* barriers, and ends of runs of several threads */
+    double waited_seconds; /* there and at gates, of all threads together, while watched */
+} dsi_pool_counters;
+/* Between runs. Watching costs two looks at the clock per thread and meeting. */
+void dsi_pool_watch(dsi_pool *pool, bool on);
+dsi_pool_counters dsi_pool_count(const dsi_pool *pool);
+
 /* The [*begin, *end) share of `thread` in n items, in multiples of `grain` (the last is shorter).
  * The shares of all threads cover 0..n once, in order. */
 void dsi_pool_share(uint64_t n, uint64_t grain, uint32_t thread, uint32_t n_threads,
