@@ -165,17 +165,20 @@ static void mla_attend(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
     dsi_attr_mla attr = {sizeof attr,   c->n_heads,      c->qk_nope_head_dim, c->qk_rope_head_dim,
                          c->v_head_dim, c->kv_lora_rank, w->e->softmax_scale, 0,
                          &w->batch};
+    const bool halves = l->k_b_proj.ne[0] != 0;
+    const dsi_tensor *keys = halves ? &l->k_b_proj : &l->kv_b_proj;
+    const dsi_tensor *values = halves ? &l->v_b_proj : &l->kv_b_proj;
     if (w->any_absorbed) {
-        submit(w, DSI_OP_MLA_ABSORB_Q, (const dsi_tensor *[]){&w->t.q, &l->kv_b_proj}, 2,
+        submit(w, DSI_OP_MLA_ABSORB_Q, (const dsi_tensor *[]){&w->t.q, keys}, 2,
                (dsi_tensor *[]){&w->t.q_absorbed}, 1, &attr);
         submit(w, DSI_OP_MLA_ATTEND, (const dsi_tensor *[]){&w->t.q_absorbed, pages}, 2,
                (dsi_tensor *[]){&w->t.o_latent}, 1, &attr);
-        submit(w, DSI_OP_MLA_ABSORB_V, (const dsi_tensor *[]){&w->t.o_latent, &l->kv_b_proj}, 2,
+        submit(w, DSI_OP_MLA_ABSORB_V, (const dsi_tensor *[]){&w->t.o_latent, values}, 2,
                (dsi_tensor *[]){&w->t.attention}, 1, &attr);
     }
     if (w->any_expanded)
-        submit(w, DSI_OP_MLA_EXPAND_ATTEND, (const dsi_tensor *[]){&w->t.q, &l->kv_b_proj, pages},
-               3, (dsi_tensor *[]){&w->t.attention}, 1, &attr);
+        submit(w, DSI_OP_MLA_EXPAND_ATTEND, (const dsi_tensor *[]){&w->t.q, keys, pages, values},
+               halves ? 4 : 3, (dsi_tensor *[]){&w->t.attention}, 1, &attr);
 }
 
 static void mla(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {

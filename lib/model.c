@@ -180,8 +180,8 @@ dsi_status dsi_model_open(const char *path, const dsi_model_options *options, ds
         dsi_logf(&model->log, DSI_LOG_WARN, "model", "text calls are off: %s",
                  model->tokenizer_error.text);
     else if (!model->tokenizer)
-        dsi_logf(&model->log, DSI_LOG_WARN, "model", "%s has no tokenizer.json: text calls are off",
-                 path);
+        dsi_logf(&model->log, DSI_LOG_WARN, "model", "%s has no %s: text calls are off", path,
+                 model->checkpoint.gguf ? "tokenizer inside" : "tokenizer.json");
     *out = model;
     return DSI_OK;
 }

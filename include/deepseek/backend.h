@@ -57,13 +57,18 @@ typedef struct dsi_tensor {
     X(DSI_OP_ROPE, 5)                                                                              \
     /* src F32 [R][width], slots I64 [R] -> pages act [.][64][row], column (dsi_attr_kv_write) */  \
     X(DSI_OP_KV_WRITE, 6)                                                                          \
-    /* q F32 [R][heads][nope + rope], kv_b -> q' act [R][heads][kv_lora + rope] (dsi_attr_mla) */  \
+    /* kv_b [heads][nope + v][kv_lora] in these ops may also be two matrices, as GGUF has them: */ \
+    /* k_b [heads][kv_lora][nope], v_b [heads][v][kv_lora] */                                      \
+    /* q F32 [R][heads][nope + rope], kv_b or k_b -> q' act [R][heads][kv_lora + rope] */          \
+    /* (dsi_attr_mla) */                                                                           \
     X(DSI_OP_MLA_ABSORB_Q, 7)                                                                      \
     /* q' act, pages act, batch -> o act [R][heads][kv_lora], absorbed rows only (dsi_attr_mla) */ \
     X(DSI_OP_MLA_ATTEND, 8)                                                                        \
-    /* o act [R][heads][kv_lora], kv_b -> y act [R][heads * v], absorbed rows (dsi_attr_mla) */    \
+    /* o act [R][heads][kv_lora], kv_b or v_b -> y act [R][heads * v], absorbed rows */            \
+    /* (dsi_attr_mla) */                                                                           \
     X(DSI_OP_MLA_ABSORB_V, 9)                                                                      \
-    /* q F32, kv_b, pages act, batch -> y act [R][heads * v], expanded rows only (dsi_attr_mla) */ \
+    /* q F32, kv_b, pages act (or k_b, pages, v_b) -> y act [R][heads * v], expanded rows only */  \
+    /* (dsi_attr_mla) */                                                                           \
     X(DSI_OP_MLA_EXPAND_ATTEND, 10)                                                                \
     /* q F32 [R][heads][dim], pages act [.][64][2 * kv_heads * dim], batch -> y (dsi_attr_gqa) */  \
     X(DSI_OP_GQA_ATTEND, 11)                                                                       \

@@ -27,6 +27,13 @@ static mla_shape shape_of(const dsi_op *op) {
 static bool kv_b_ok(const dsi_tensor *w, const mla_shape *s) {
     return dsi_cpu_weight_ok(w) && w->ne[0] == s->kv_lora && w->ne[1] == s->n_heads * s->head_rows;
 }
+/* GGUF's halves of it: per head W_UK transposed, and W_UV. */
+static bool k_b_ok(const dsi_tensor *w, const mla_shape *s) {
+    return dsi_cpu_weight_ok(w) && w->ne[0] == s->nope && w->ne[1] == s->n_heads * s->kv_lora;
+}
+static bool v_b_ok(const dsi_tensor *w, const mla_shape *s) {
+    return dsi_cpu_weight_ok(w) && w->ne[0] == s->kv_lora && w->ne[1] == s->n_heads * s->v;
+}
 
 /* The next run of adjacent absorbed rows, at most ROWS_AT_ONCE, of whatever sequences. */
 static bool next_rows(const dsi_batch *b, int64_t *begin, int64_t *end) {
@@ -41,21 +48,28 @@ static bool next_rows(const dsi_batch *b, int64_t *begin, int64_t *end) {
 /* ---- q' = [W_UK^T q_nope | q_rope] for absorbed rows
  * --------------------------------------------- */
 
+/* Of one thread: a tile of queries, and what a product with k_b wants. */
+static uint64_t absorb_q_room(const mla_shape *s) {
+    dsi_cpu_arena arena = {NULL, 0};
+    dsi_cpu_take(&arena, ROWS_AT_ONCE * s->kv_lora * 4);
+    dsi_cpu_take(&arena, dsi_matmul_scratch_bytes(s->nope));
+    return arena.used;
+}
+
 dsi_status dsi_cpu_mla_absorb_q_check(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {
     mla_shape s = shape_of(op);
-    bool ok = op->in[0]->dtype == DSI_DTYPE_F32 && kv_b_ok(op->in[1], &s) &&
-              op->in[0]->ne[0] == s.n_heads * (s.nope + s.rope) &&
-              dsi_cpu_is_act(op->out[0]->dtype) &&
-              op->out[0]->ne[0] == s.n_heads * (s.kv_lora + s.rope);
-    *workspace =
-        (uint64_t)dsi_cpu_round_up(ROWS_AT_ONCE * s.kv_lora * 4, 64) * (uint64_t)dev->n_threads;
+    bool ok =
+        op->in[0]->dtype == DSI_DTYPE_F32 && (kv_b_ok(op->in[1], &s) || k_b_ok(op->in[1], &s)) &&
+        op->in[0]->ne[0] == s.n_heads * (s.nope + s.rope) && dsi_cpu_is_act(op->out[0]->dtype) &&
+        op->out[0]->ne[0] == s.n_heads * (s.kv_lora + s.rope);
+    *workspace = absorb_q_room(&s) * dev->n_threads;
     return dsi_cpu_require(dev, op, ok, "types or shapes of q, kv_b, q' do not fit");
 }
 
-/* One head, rows [r0, r1): at most ROWS_AT_ONCE of them. */
-static void absorb_q_head(const dsi_cpu_run *run, const mla_shape *s, float *tile, int64_t head,
-                          int64_t r0, int64_t r1) {
-    const dsi_tensor *q = run->op->in[0], *out = run->op->out[0];
+/* The product with W_UK^T of rows [r0, r1) of one head, from kv_b. */
+static void absorb_from_kv_b(const dsi_cpu_run *run, const mla_shape *s, float *tile, int64_t head,
+                             int64_t r0, int64_t r1) {
+    const dsi_tensor *q = run->op->in[0];
     dsi_matmul_t_args a = {.x = dsi_cpu_at(q, r0, head * (s->nope + s->rope)),
                            .x_stride = q->stride[1],
                            .y = tile,
@@ -69,6 +83,31 @@ static void absorb_q_head(const dsi_cpu_run *run, const mla_shape *s, float *til
         a.next_bytes = s->nope * w->stride[1] * dsi_dtype_bytes(w->dtype);
     }
     dsi_cpu_matmul_t(run->dev, run->op->in[1], &a)(&a);
+}
+/* The same from k_b, where W_UK^T lies row by row; tile: absorb_q_room. */
+static void absorb_from_k_b(const dsi_cpu_run *run, const mla_shape *s, float *tile, int64_t head,
+                            int64_t r0, int64_t r1) {
+    const dsi_tensor *q = run->op->in[0];
+    dsi_cpu_arena arena = {(uint8_t *)tile, 0};
+    dsi_matmul_args a = {.x = dsi_cpu_at(q, r0, head * (s->nope + s->rope)),
+                         .x_stride = q->stride[1],
+                         .y = dsi_cpu_take(&arena, ROWS_AT_ONCE * s->kv_lora * 4),
+                         .y_stride = s->kv_lora,
+                         .m = r1 - r0,
+                         .n0 = head * s->kv_lora,
+                         .n1 = (head + 1) * s->kv_lora};
+    a.scratch = dsi_cpu_take(&arena, dsi_matmul_scratch_bytes(s->nope));
+    dsi_cpu_matmul(run->dev, run->op->in[1], DSI_DTYPE_F32, &a)(&a);
+}
+
+/* One head, rows [r0, r1): at most ROWS_AT_ONCE of them. */
+static void absorb_q_head(const dsi_cpu_run *run, const mla_shape *s, float *tile, int64_t head,
+                          int64_t r0, int64_t r1) {
+    const dsi_tensor *q = run->op->in[0], *out = run->op->out[0];
+    if (k_b_ok(run->op->in[1], s))
+        absorb_from_k_b(run, s, tile, head, r0, r1);
+    else
+        absorb_from_kv_b(run, s, tile, head, r0, r1);
     for (int64_t r = r0; r < r1; r++) {
         int64_t column = head * (s->kv_lora + s->rope);
         const float *q_rope = dsi_cpu_at(q, r, head * (s->nope + s->rope) + s->nope);
@@ -81,8 +120,7 @@ static void absorb_q_head(const dsi_cpu_run *run, const mla_shape *s, float *til
 static void absorb_q(void *context, uint32_t thread, uint32_t n_threads) {
     const dsi_cpu_run *run = context;
     mla_shape s = shape_of(run->op);
-    uint64_t share = (uint64_t)dsi_cpu_round_up(ROWS_AT_ONCE * s.kv_lora * 4, 64);
-    float *tile = (float *)(void *)(run->workspace + share * thread);
+    float *tile = (float *)(void *)(run->workspace + absorb_q_room(&s) * thread);
     uint64_t h0, h1;
     dsi_pool_share((uint64_t)s.n_heads, 1, thread, n_threads, &h0, &h1);
     for (int64_t h = (int64_t)h0; h < (int64_t)h1; h++) {
@@ -102,7 +140,8 @@ void dsi_cpu_mla_absorb_q_run(const dsi_cpu_run *run) {
 dsi_status dsi_cpu_mla_absorb_v_check(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {
     mla_shape s = shape_of(op);
     const dsi_tensor *o = op->in[0], *y = op->out[0];
-    bool ok = dsi_cpu_is_act(o->dtype) && dsi_cpu_is_act(y->dtype) && kv_b_ok(op->in[1], &s) &&
+    bool ok = dsi_cpu_is_act(o->dtype) && dsi_cpu_is_act(y->dtype) &&
+              (kv_b_ok(op->in[1], &s) || v_b_ok(op->in[1], &s)) &&
               o->ne[0] == s.n_heads * s.kv_lora && y->ne[0] == s.n_heads * s.v;
     dsi_cpu_arena arena = {NULL, 0};
     dsi_cpu_take(&arena, ROWS_AT_ONCE * s.v * 4);
@@ -121,10 +160,11 @@ static void absorb_v(void *context, uint32_t thread, uint32_t n_threads) {
     dsi_matmul_args a = {.x_stride = o->stride[1], .y = tile, .y_stride = s.v};
     a.scratch = dsi_cpu_take(&arena, dsi_matmul_scratch_bytes(s.kv_lora));
     dsi_matmul_fn matmul = dsi_cpu_matmul(run->dev, run->op->in[1], o->dtype, &a);
+    const bool halves = v_b_ok(run->op->in[1], &s);
     uint64_t h0, h1;
     dsi_pool_share((uint64_t)s.n_heads, 1, thread, n_threads, &h0, &h1);
     for (int64_t h = (int64_t)h0; h < (int64_t)h1; h++) {
-        a.n0 = h * s.head_rows + s.nope; /* trap 8: k rows first, then v rows */
+        a.n0 = halves ? h * s.v : h * s.head_rows + s.nope; /* trap 8: k rows first, then v rows */
         a.n1 = a.n0 + s.v;
         for (int64_t begin = 0, end = 0; next_rows(s.batch, &begin, &end);) {
             a.x = dsi_cpu_at(o, begin, h * s.kv_lora);

@@ -2,6 +2,7 @@
  * A thread takes one head at a time and walks the context in steps of a few pages: it makes the
  * keys and values of that head, which stay in its L2, and every row of the chunk uses them. Nothing
  * is shared between threads, so there are no barriers. */
+#include "../base/convert.h"
 #include "cpu.h"
 #include <math.h>
 #include <string.h>
@@ -14,6 +15,7 @@ typedef struct expand_job {
     const dsi_batch *batch;
     int64_t row0, n_rows; /* the rows of one sequence that are in flight */
     int64_t q_dim, head_rows;
+    bool halves; /* k_b and v_b instead of kv_b */
 } expand_job;
 
 /* What a thread needs for one head and n rows of the chunk. */
@@ -24,6 +26,7 @@ typedef struct room {
     float *m, *l;   /* [n] */
     int32_t *limit; /* [n] */
     float *tile;    /* [CONTEXT][nope + v] */
+    float *latents; /* [DSI_PAGE_ROWS][kv_lora] as f32, with k_b and v_b alone */
     void *panel;    /* matmul scratch */
 } room;
 
@@ -43,6 +46,7 @@ static room carve(const expand_job *job, int64_t n, uint8_t *base, uint32_t thre
         r.limit = dsi_cpu_take(&arena, n * 4);
         r.tile = dsi_cpu_take(&arena, CONTEXT * job->head_rows * 4);
         r.panel = dsi_cpu_take(&arena, dsi_matmul_scratch_bytes(a->kv_lora_rank));
+        r.latents = dsi_cpu_take(&arena, job->halves ? DSI_PAGE_ROWS * a->kv_lora_rank * 4 : 0);
         if (i == thread) own = r;
     }
     *total = arena.used;
@@ -56,26 +60,61 @@ static expand_job job_of(const dsi_cpu_run *run) {
                         .batch = a->batch,
                         .n_rows = dsi_cpu_rows(run->op->in[0]),
                         .q_dim = (int64_t)a->qk_nope_head_dim + a->qk_rope_head_dim,
-                        .head_rows = (int64_t)a->qk_nope_head_dim + a->v_head_dim};
+                        .head_rows = (int64_t)a->qk_nope_head_dim + a->v_head_dim,
+                        .halves = run->op->n_in == 4};
+}
+
+/* kv_b, or per head W_UK transposed (k_b) and W_UV (v_b). */
+static bool weights_ok(const expand_job *job) {
+    const dsi_attr_mla *a = job->attr;
+    const dsi_tensor *w = job->run->op->in[1], *v_b = job->halves ? job->run->op->in[3] : NULL;
+    if (!job->halves)
+        return dsi_cpu_weight_ok(w) && w->ne[0] == a->kv_lora_rank &&
+               w->ne[1] == a->n_heads * job->head_rows;
+    return dsi_cpu_weight_ok(w) && dsi_cpu_weight_ok(v_b) && w->ne[0] == a->qk_nope_head_dim &&
+           w->ne[1] == (int64_t)a->n_heads * a->kv_lora_rank && v_b->ne[0] == a->kv_lora_rank &&
+           v_b->ne[1] == (int64_t)a->n_heads * a->v_head_dim;
 }
 
 dsi_status dsi_cpu_mla_expand_attend_check(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {
     dsi_cpu_run run = {dev, op, NULL};
     const expand_job job = job_of(&run);
     const dsi_attr_mla *a = job.attr;
-    const dsi_tensor *q = op->in[0], *w = op->in[1], *pages = op->in[2], *y = op->out[0];
+    const dsi_tensor *q = op->in[0], *pages = op->in[2], *y = op->out[0];
     bool ok = q->dtype == DSI_DTYPE_F32 && dsi_cpu_is_act(pages->dtype) &&
-              dsi_cpu_is_act(y->dtype) && dsi_cpu_weight_ok(w) && w->ne[0] == a->kv_lora_rank &&
-              w->ne[1] == a->n_heads * job.head_rows &&
+              dsi_cpu_is_act(y->dtype) && weights_ok(&job) &&
               q->ne[0] == (int64_t)a->n_heads * job.q_dim &&
               y->ne[0] == (int64_t)a->n_heads * a->v_head_dim;
     if (ok) carve(&job, job.n_rows, NULL, 0, workspace);
     return dsi_cpu_require(dev, op, ok, "types or shapes of q, kv_b, pages, y do not fit");
 }
 
+/* Keys by the transposed product with k_b: page by page, for its operand is f32. */
+static void expand_keys(const expand_job *job, const room *own, int64_t head, const int32_t *rows,
+                        int64_t n) {
+    const dsi_tensor *k_b = job->run->op->in[1], *pages = job->run->op->in[2];
+    const int64_t latent = job->attr->kv_lora_rank;
+    for (int64_t j = 0; j < n; j += DSI_PAGE_ROWS) {
+        const int64_t m = dsi_min_i64(DSI_PAGE_ROWS, n - j);
+        for (int64_t i = 0; i < m; i++)
+            dsi_widen(pages->dtype, dsi_cpu_at(pages, rows[j + i], 0), own->latents + i * latent,
+                      (uint64_t)latent);
+        dsi_matmul_t_args a = {.x = own->latents,
+                               .x_stride = latent,
+                               .y = own->tile + j * job->head_rows,
+                               .y_stride = job->head_rows,
+                               .m = m,
+                               .n0 = head * latent,
+                               .n1 = (head + 1) * latent};
+        dsi_cpu_matmul_t(job->run->dev, k_b, &a)(&a);
+    }
+}
+
 /* Keys and values of head `head` for cached rows [first, first + n), n <= CONTEXT. */
 static void expand(const expand_job *job, const room *own, int64_t head, int64_t first, int64_t n) {
-    const dsi_tensor *w = job->run->op->in[1], *pages = job->run->op->in[2];
+    const dsi_tensor *w = job->run->op->in[job->halves ? 3 : 1], *pages = job->run->op->in[2];
+    const int64_t nope = job->halves ? job->attr->qk_nope_head_dim : 0;
+    const int64_t columns = job->head_rows - nope; /* of this product */
     int32_t rows[CONTEXT];
     for (int64_t i = 0; i < n; i++)
         rows[i] = (int32_t)(dsi_cpu_page_row(job->batch, job->row0, (first + i) / DSI_PAGE_ROWS) +
@@ -83,12 +122,13 @@ static void expand(const expand_job *job, const room *own, int64_t head, int64_t
     dsi_matmul_args a = {.x = dsi_cpu_data(pages),
                          .x_stride = pages->stride[1],
                          .x_rows = rows,
-                         .y = own->tile,
+                         .y = own->tile + nope,
                          .y_stride = job->head_rows,
                          .m = n,
-                         .n0 = head * job->head_rows,
-                         .n1 = (head + 1) * job->head_rows,
+                         .n0 = head * columns,
+                         .n1 = (head + 1) * columns,
                          .scratch = own->panel};
+    if (job->halves) expand_keys(job, own, head, rows, n);
     dsi_cpu_matmul(job->run->dev, w, pages->dtype, &a)(&a);
     dsi_cpu_store(job->run->dev, own->tile, own->kv, pages->dtype, n * job->head_rows);
 }

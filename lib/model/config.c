@@ -421,6 +421,10 @@ dsi_status dsi_config_of_gguf(dsi_checkpoint *checkpoint, dsi_config *config, ds
     *config = (dsi_config){0};
     dsi_gguf_config_text text;
     const char *path = checkpoint->shards[0].path;
+    if (checkpoint->n_tensors == 0)
+        return dsi_fail(error, DSI_E_MODEL,
+                        "%s: holds no tensors, a vocabulary at most; it serves to tokenize alone",
+                        path);
     dsi_status status = dsi_gguf_config_text_of(checkpoint, &text, error);
     if (!status) status = read_json_text(path, text.text, text.n_bytes, read_config, config, error);
     if (text.warning[0])

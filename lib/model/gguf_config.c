@@ -6,6 +6,7 @@
 #include "gguf_names.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -46,7 +47,10 @@ static uint64_t number(writer *w, const char *key, int64_t fallback) {
 static double real(writer *w, const char *key, double fallback) {
     const dsi_gguf_value *value = find(w, key);
     double out = fallback;
-    if (value && !dsi_gguf_f64(value, &out)) bad_key(w, key, "is no number");
+    if (value && (!dsi_gguf_f64(value, &out) || !isfinite(out))) {
+        bad_key(w, key, "is no number");
+        return fallback;
+    }
     return out;
 }
 

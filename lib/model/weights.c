@@ -37,6 +37,10 @@ static const char *main_file(const dsi_checkpoint *c) {
 static const char *shard_of(const binder *b, const dsi_file_tensor *t) {
     return b->checkpoint->shards[t->shard].path;
 }
+/* What says which tensors there are. */
+static const char *source_of(const binder *b) {
+    return b->checkpoint->gguf ? "its header" : "config.json";
+}
 static void print_shape(const int64_t *shape, uint32_t n_dims, char text[96]) {
     size_t used = 0;
     text[0] = 0;
@@ -102,9 +106,8 @@ static dsi_status check_shape(binder *b, const dsi_file_tensor *t, const int64_t
     char is[96], wanted[96];
     print_shape(t->shape, t->n_dims, is);
     print_shape(expected, n_dims, wanted);
-    return dsi_fail(b->error, DSI_E_MODEL,
-                    "%s: tensor \"%s\" has shape [%s], config.json makes it [%s]", shard_of(b, t),
-                    t->name, is, wanted);
+    return dsi_fail(b->error, DSI_E_MODEL, "%s: tensor \"%s\" has shape [%s], %s makes it [%s]",
+                    shard_of(b, t), t->name, is, source_of(b), wanted);
 }
 
 /* Type and shape; n_out 0: 1-D of n_in. */
@@ -132,9 +135,9 @@ static dsi_status find_tensor(binder *b, const char *name, const dsi_file_tensor
     *t = dsi_checkpoint_find(b->checkpoint, name);
     if (!*t)
         return dsi_fail(b->error, DSI_E_MODEL,
-                        "%s: tensor \"%s\" is missing, config.json asks for it; the files are "
+                        "%s: tensor \"%s\" is missing, %s asks for it; the files are "
                         "incomplete or of different models",
-                        main_file(b->checkpoint), name);
+                        main_file(b->checkpoint), name, source_of(b));
     b->used[*t - b->checkpoint->tensors] = 1;
     return DSI_OK;
 }
@@ -519,7 +522,7 @@ static dsi_status check_unused(binder *b) {
                             "block; config.json says num_hidden_layers = %u",
                             shard_of(b, t), t->name, b->config->n_layers);
         return dsi_fail(b->error, DSI_E_MODEL,
-                        "%s: tensor \"%s\" has no place in a %s model with this config.json; the "
+                        "%s: tensor \"%s\" has no place in a %s model of this shape; the "
                         "files are of different models, or the model is a variant that is not "
                         "supported",
                         shard_of(b, t), t->name, b->config->arch->model_type);
