@@ -178,6 +178,7 @@ check-long: ## many more damaged checkpoints, sanitizers, valgrind | 更多损�
 
 long-now: tests
 	$(BUILD)/tests/test_mutations 40000
+	$(BUILD)/tests/test_gguf_mutations 40000
 	BUILD=$(BUILD) $(BUILD)/tests/test_structure 14000
 	BUILD=$(BUILD) $(BUILD)/tests/test_bitflips 1200
 

@@ -3,6 +3,9 @@
 #define LLVMFuzzerTestOneInput fuzz_safetensors
 #include "fuzz/fuzz_safetensors.c"
 #undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_gguf
+#include "fuzz/fuzz_gguf.c"
+#undef LLVMFuzzerTestOneInput
 #define LLVMFuzzerTestOneInput fuzz_index
 #include "fuzz/fuzz_index.c"
 #undef LLVMFuzzerTestOneInput
@@ -32,7 +35,7 @@ static const struct {
 } targets[] = {{"fuzz_safetensors", fuzz_safetensors}, {"fuzz_index", fuzz_index},
                {"fuzz_config", fuzz_config},           {"fuzz_tokenizer_json", fuzz_tokenizer_json},
                {"fuzz_encode", fuzz_encode},           {"fuzz_chat", fuzz_chat},
-               {"fuzz_snapshot", fuzz_snapshot}};
+               {"fuzz_snapshot", fuzz_snapshot},       {"fuzz_gguf", fuzz_gguf}};
 
 /* Each input as it is, and with some changes of single bytes: a bug beside a known one. */
 static uint32_t run_inputs(fuzz_fn run, const char *folder) {
