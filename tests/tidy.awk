@@ -81,7 +81,8 @@ function project_ok(target) {
     if (file ~ /^bench\// && target ~ /^(kernels\/formats\.h|lib\/internal\.h)$/) return 1
     if (file ~ /^bench\// && target ~ /^lib\/backend\/(gemm|cpu_selftest)\.h$/) return 1
     if (area == "tools") return target ~ /^(tools|bench|lib\/(base|model|text))\// ||
-        target == "kernels/kernels.h" || target == "lib/backend/cpu_selftest.h" || \
+        target == "kernels/kernels.h" || target == "kernels/formats.h" || \
+        target == "lib/backend/cpu_selftest.h" || \
         target == "lib/backend/cpu_isa.h"
     return 1
 }

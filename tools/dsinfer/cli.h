@@ -21,16 +21,18 @@ enum {
     CLI_COMPLETION = 1 << 10,
     CLI_MAN = 1 << 11,
     CLI_HELP = 1 << 12,
-    CLI_ASKS = CLI_RUN | CLI_CHAT,                      /* commands that let the model answer */
-    CLI_COMPUTES = CLI_ASKS | CLI_INSPECT | CLI_VERIFY, /* commands with an engine or its plan */
-    CLI_PLANS = CLI_COMPUTES | CLI_DOCTOR,              /* commands with an engine's options */
-    CLI_READS = CLI_PLANS | CLI_TOKENIZE,               /* commands that read a model */
+    CLI_QUANTIZE = 1 << 13,
+    CLI_ASKS = CLI_RUN | CLI_CHAT,                       /* commands that let the model answer */
+    CLI_COMPUTES = CLI_ASKS | CLI_INSPECT | CLI_VERIFY,  /* commands with an engine or its plan */
+    CLI_PLANS = CLI_COMPUTES | CLI_DOCTOR,               /* commands with an engine's options */
+    CLI_READS = CLI_PLANS | CLI_TOKENIZE | CLI_QUANTIZE, /* commands that read a model */
     CLI_ANY = CLI_READS | CLI_COMPLETION | CLI_MAN | CLI_HELP
 };
 enum { CLI_MAX_STOPS = 16, CLI_MAX_STOP_BYTES = 256 }; /* of dsi_session_options.stop */
 typedef struct cli_options {
     uint32_t command; /* CLI_RUN ..., 0: none given */
     const char *model, *kernels, *lang, *system, *golden;
+    const char *to, *out, *keep, *text;           /* of quantize */
     const char *manifest, *write_manifest, *hash; /* hash: "sha256", "sm3", NULL: not given */
     const char *argument; /* the prompt, the text, or the command that help is wanted for */
     uint64_t max_memory, seed;
@@ -134,7 +136,7 @@ cli_shown cli_show(const char *text);
 cli_shown cli_value_text(const cli_option *option);
 /* Progress of a long stage; fits dsi_progress_fn. Draws on a terminal only. CLI_STAGE_*: stages of
  * the command itself, beside DSI_STAGE_*. */
-enum { CLI_STAGE_HASH = 100 /* bytes */ };
+enum { CLI_STAGE_HASH = 100, CLI_STAGE_QUANTIZE = 101 /* bytes */ };
 void cli_progress(void *user, uint32_t stage, uint64_t done, uint64_t total);
 void cli_progress_clear(void);
 bool cli_stdout_is_terminal(void);
@@ -232,6 +234,7 @@ int cli_chat(const cli_options *options);
 int cli_tokenize(const cli_options *options);
 int cli_inspect(const cli_options *options);
 int cli_verify(const cli_options *options);
+int cli_quantize(const cli_options *options);
 int cli_doctor(const cli_options *options);
 int cli_completion(const cli_options *options);
 int cli_man(const cli_options *options);

@@ -61,6 +61,15 @@ const cli_option cli_option_table[] = {
      "write such a manifest (-: stdout)", "生成这样的清单（- 为标准输出）"},
     {"hash", 0, CLI_WORD, CLI_VERIFY, 0, FIELD(hash), 0, 0, "HASH", "sha256|sm3",
      "digest (default sha256)", "摘要算法（默认 sha256）"},
+    {"to", 0, CLI_WORD, CLI_QUANTIZE, 0, FIELD(to), 0, 0, "FORM", "int8|int8-block|int4|int4-g32",
+     "how matrices are stored", "矩阵的存储格式"},
+    {"out", 'o', CLI_TEXT, CLI_QUANTIZE, 0, FIELD(out), 0, 0, "DIR", NULL,
+     "folder to write; an unfinished one is gone on with", "输出目录；未完成的会接着做"},
+    {"keep", 0, CLI_TEXT, CLI_QUANTIZE, 0, FIELD(keep), 0, 0, "PART", NULL,
+     "leave matrices with PART in their names (4 bits: self_attn)",
+     "名称含 PART 的矩阵保持原样（4 位时默认 self_attn）"},
+    {"text", 0, CLI_TEXT, CLI_QUANTIZE, 0, FIELD(text), 0, 0, "FILE", NULL,
+     "then compare both models on this text", "完成后用此文本比较前后两个模型"},
     {"list", 0, CLI_FLAG, CLI_MAN, 0, FIELD(list), 0, 0, NULL, NULL, "list the names of the pages",
      "列出各页的名称"},
     {"all", 0, CLI_FLAG, CLI_HELP, 0, FIELD(all), 0, 0, NULL, NULL,
@@ -197,6 +206,22 @@ const cli_command cli_command_table[] = {
      "标准答案 FILE 含 tokens I32 [T]、logits F32 [T][vocab]、greedy I32 [G]，\n"
      "可含 greedy_prompt I32 [P]：贪心结果从它开始。清单为 sha256sum 格式的行\n"
      "（SM3 为 cksum 格式），文件名相对于模型目录。"},
+    {CLI_QUANTIZE,
+     "quantize",
+     cli_quantize,
+     "-m DIR --to FORM --out DIR [OPTION ...]",
+     NULL,
+     NULL,
+     "write a model with its matrices in 8 or 4 bits",
+     "把模型的矩阵量化为 8 位或 4 位",
+     {"dsinfer quantize -m MODEL --to int8 --out MODEL-int8",
+      "dsinfer quantize -m MODEL --to int4 --out MODEL-int4 --text sample.txt",
+      "dsinfer quantize -m MODEL --to int4 --keep none --out MODEL-int4 --json"},
+     "A run that was stopped goes on where it was when the same command is given again.\n"
+     "int8: a scale per row; int8-block: per 128 x 128; int4: per 128 columns; int4-g32:\n"
+     "per 32. Router, embeddings and head stay as they are.",
+     "中断后重新运行同一命令会从断点继续。int8：每行一个缩放；int8-block：每 128 x 128；\n"
+     "int4：每 128 列；int4-g32：每 32 列。路由、词嵌入与输出头保持原样。"},
     {CLI_DOCTOR,
      "doctor",
      cli_doctor,

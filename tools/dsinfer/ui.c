@@ -147,6 +147,7 @@ void cli_progress(void *user, uint32_t stage, uint64_t done, uint64_t total) {
     const char *what = cli_tr("prompt", "预填");
     if (stage == DSI_STAGE_LOAD) what = cli_tr("loading", "加载");
     if (stage == CLI_STAGE_HASH) what = cli_tr("checking files", "核对文件");
+    if (stage == CLI_STAGE_QUANTIZE) what = cli_tr("quantising", "量化");
     cli_number a = bytes ? cli_bytes_text(done) : cli_count_text(done);
     cli_number b = bytes ? cli_bytes_text(total) : cli_count_text(total);
     fprintf(stderr, "\r%s [%s] %3.0f %% %s/%s%s\033[K", what, cells, 100 * part, a.text, b.text,

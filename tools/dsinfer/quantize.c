@@ -1,0 +1,337 @@
+/* quantize.c: dsinfer quantize: a model's matrices in fewer bits, shard by shard, in memory for
+ * some rows of one matrix. A run that was killed is taken up by giving the same command again, and
+ * writes the same bytes. */
+#include "quantize.h"
+
+#include "../../kernels/formats.h"
+#include "../../lib/base/sys.h"
+#include "../../lib/base/topology.h"
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+enum { COPY_BYTES = 64 << 20, NO_TENSOR = -1 };
+
+typedef struct quantizer {
+    const cli_options *options;
+    dsi_checkpoint from;
+    dsi_config config;
+    quantize_plan plan;
+    quantize_output out;
+    dsi_pool *pool;
+    int64_t (*made)[3]; /* [n_tensors of the source] places in plan.tensors, NO_TENSOR: none */
+    uint8_t *room;      /* room_bytes of each thread */
+    uint64_t room_bytes;
+    double (*lost)[2]; /* [blocks of rows of the largest matrix] */
+    uint64_t n_bytes_done, n_bytes_began;
+    /* the job of the pool: one matrix */
+    const dsi_file_tensor *weight;
+    const quantize_tensor *first, *scales;
+    int write_error; /* errno of a thread; 0: none */
+} quantizer;
+
+static int no_memory(void) {
+    cli_error("%s", dsi_status_text(DSI_E_NOMEM));
+    return CLI_ENVIRONMENT;
+}
+
+/* ---- One matrix ----------------------------------------------------------------------------- */
+
+static void write_piece(quantizer *q, const void *data, uint64_t n_bytes, uint64_t offset) {
+    if (quantize_write(&q->out, data, n_bytes, offset) != 0) q->write_error = errno;
+}
+
+/* Rows [r, r + n) as codes and scales, or as BF16. */
+static void do_block(quantizer *q, float *x, uint8_t *codes, uint8_t *scales, int64_t r,
+                     int64_t n) {
+    const int64_t k = q->weight->shape[1];
+    quantize_read_rows(&q->plan, q->weight, r, n, x);
+    if (q->first->role == QUANTIZE_BF16) {
+        uint16_t *half = (uint16_t *)(void *)codes;
+        for (int64_t i = 0; i < n * k; i++) half[i] = dsi_f32_to_bf16(x[i]);
+        write_piece(q, half, (uint64_t)(n * k) * 2, q->first->offset + (uint64_t)(r * k) * 2);
+        return;
+    }
+    const quantize_form *form = q->plan.form;
+    const uint64_t code_bytes = (uint64_t)quantize_code_bytes(form, k);
+    const dsi_scale_span span = dsi_scale_span_of(form->scale_kind, form->scale_group, k);
+    const uint64_t scale_row = (uint64_t)q->scales->shape[1] * dsi_dtype_bytes(form->scale_dtype);
+    const uint64_t n_scale_rows = (uint64_t)dsi_ceil_div(n, span.n);
+    quantize_rows(form, x, n, k, codes, scales, q->lost[r / QUANTIZE_BLOCK]);
+    write_piece(q, codes, (uint64_t)n * code_bytes, q->first->offset + (uint64_t)r * code_bytes);
+    write_piece(q, scales, n_scale_rows * scale_row,
+                q->scales->offset + (uint64_t)(r / span.n) * scale_row);
+}
+
+static void do_matrix(void *context, uint32_t thread, uint32_t n_threads) {
+    quantizer *q = context;
+    const int64_t n = q->weight->shape[0], k = q->weight->shape[1];
+    uint64_t begin, end;
+    float *x = (float *)(void *)(q->room + thread * q->room_bytes);
+    uint8_t *codes = (uint8_t *)(x + QUANTIZE_BLOCK * k);
+    uint8_t *scales = codes + 2 * QUANTIZE_BLOCK * k; /* BF16 is the widest */
+    dsi_pool_share((uint64_t)dsi_ceil_div(n, QUANTIZE_BLOCK), 1, thread, n_threads, &begin, &end);
+    for (int64_t b = (int64_t)begin; b < (int64_t)end; b++) {
+        int64_t r = b * QUANTIZE_BLOCK;
+        do_block(q, x, codes, scales, r, dsi_min_i64(QUANTIZE_BLOCK, n - r));
+    }
+}
+
+/* The sums of the blocks in their order: the same number for any number of threads. */
+static double lost_in(const quantizer *q) {
+    double gap = 0, all = 0;
+    for (int64_t b = 0; b * QUANTIZE_BLOCK < q->weight->shape[0]; b++) {
+        gap += q->lost[b][0];
+        all += q->lost[b][1];
+    }
+    return all > 0 ? sqrt(gap / all) : 0;
+}
+
+static int copy_tensor(quantizer *q, const quantize_tensor *t) {
+    const uint8_t *data = dsi_checkpoint_data(&q->from, q->weight);
+    for (uint64_t at = 0; at < t->n_bytes; at += COPY_BYTES) {
+        uint64_t n = t->n_bytes - at < COPY_BYTES ? t->n_bytes - at : COPY_BYTES;
+        write_piece(q, data + at, n, t->offset + at);
+        cli_progress(NULL, CLI_STAGE_QUANTIZE, q->n_bytes_done + at, q->plan.n_bytes_in);
+    }
+    return CLI_OK;
+}
+
+/* All that source tensor i becomes. */
+static int do_tensor(quantizer *q, uint32_t i) {
+    const quantize_tensor *tensors = q->plan.tensors;
+    double error = -1;
+    uint64_t n_written = 0;
+    q->weight = &q->from.tensors[i];
+    q->first = q->scales = NULL;
+    for (int j = 0; j < 3 && q->made[i][j] != NO_TENSOR; j++) {
+        const quantize_tensor *t = &tensors[q->made[i][j]];
+        n_written += t->n_bytes;
+        if (t->role == QUANTIZE_COPY) copy_tensor(q, t);
+        if (t->role == QUANTIZE_CODES || t->role == QUANTIZE_BF16) q->first = t;
+        if (t->role == QUANTIZE_SCALES) q->scales = t;
+        if (t->role == QUANTIZE_SHAPE) write_piece(q, q->weight->shape, 16, t->offset);
+    }
+    if (q->first) dsi_pool_run(q->pool, do_matrix, q);
+    if (q->scales) error = lost_in(q);
+    if (q->write_error) {
+        errno = q->write_error;
+        cli_error(cli_tr("cannot write to %s: %s", "无法写入 %s：%s"), cli_show(q->out.folder).text,
+                  strerror(q->write_error));
+        cli_hint(cli_tr("free some space and run the same command again: it goes on from here",
+                        "请腾出空间后重新运行同一命令：会从此处继续"));
+        return CLI_ENVIRONMENT;
+    }
+    dsi_sys_drop_file_pages(&q->from.shards[q->weight->shard].map, q->weight->file_offset,
+                            q->weight->n_bytes);
+    return quantize_note(&q->out, i, error, n_written);
+}
+
+/* ---- All of them ---------------------------------------------------------------------------- */
+
+static int do_shard(quantizer *q, uint32_t shard) {
+    bool whole = false;
+    int code = quantize_open_shard(&q->plan, shard, &q->out, &whole);
+    for (uint32_t i = 0; i < q->from.n_tensors && code == CLI_OK; i++) {
+        const dsi_file_tensor *t = &q->from.tensors[i];
+        if (t->shard != shard) continue;
+        if (!whole && !q->out.done[i]) code = do_tensor(q, i);
+        q->n_bytes_done += t->n_bytes;
+        cli_progress(NULL, CLI_STAGE_QUANTIZE, q->n_bytes_done, q->plan.n_bytes_in);
+    }
+    return code != CLI_OK || whole ? code : quantize_close_shard(&q->plan, shard, &q->out);
+}
+
+static int allocate(quantizer *q) {
+    int64_t blocks = 1;
+    q->made = dsi_sys_calloc(q->from.n_tensors, sizeof *q->made);
+    if (!q->made) return no_memory();
+    for (uint32_t i = 0; i < q->from.n_tensors; i++) {
+        const dsi_file_tensor *t = &q->from.tensors[i];
+        for (int j = 0; j < 3; j++) q->made[i][j] = NO_TENSOR;
+        if (t->n_dims != 2) continue;
+        /* f32 rows, codes or BF16, scales: four bytes for 32 columns at most */
+        uint64_t room = (uint64_t)t->shape[1] * QUANTIZE_BLOCK * (4 + 2) +
+                        ((uint64_t)t->shape[1] / 32 + 1) * QUANTIZE_BLOCK * 4 + 64;
+        if (room > q->room_bytes) q->room_bytes = room / 64 * 64;
+        blocks = dsi_max_i64(blocks, dsi_ceil_div(t->shape[0], QUANTIZE_BLOCK));
+    }
+    for (uint32_t k = 0; k < q->plan.n_tensors; k++) {
+        int j = 0;
+        while (q->made[q->plan.tensors[k].source][j] != NO_TENSOR) j++;
+        q->made[q->plan.tensors[k].source][j] = k;
+    }
+    q->room = dsi_sys_calloc(q->room_bytes, dsi_pool_size(q->pool));
+    q->lost = dsi_sys_calloc((uint64_t)blocks, sizeof *q->lost);
+    return q->room && q->lost ? CLI_OK : no_memory();
+}
+
+/* ---- What was lost -------------------------------------------------------------------------- */
+
+typedef struct kind_of_matrix { /* matrices of one name in all layers and experts */
+    char name[64];
+    uint32_t n;
+    double sum, worst;
+} kind_of_matrix;
+
+/* "mlp.experts.gate_proj": the name without numbers, "model.layers" and ".weight". */
+static void kind_name(const char *name, char kind[64]) {
+    size_t n = 0;
+    for (const char *c = name + 12; *c && n < 63; c++) {
+        if (*c >= '0' && *c <= '9') continue;
+        if (*c == '.' && (n == 0 || kind[n - 1] == '.')) continue;
+        kind[n++] = *c;
+    }
+    kind[n] = 0;
+    char *tail = strstr(kind, ".weight");
+    if (tail) *tail = 0;
+}
+
+static void print_errors(const quantizer *q) {
+    kind_of_matrix kinds[32];
+    uint32_t n_kinds = 0;
+    for (uint32_t i = 0; i < q->from.n_tensors; i++) {
+        char kind[64];
+        double error = (double)q->out.errors[i];
+        uint32_t k = 0;
+        if (error < 0 || q->made[i][1] == NO_TENSOR) continue;
+        kind_name(q->from.tensors[i].name, kind);
+        while (k < n_kinds && strcmp(kinds[k].name, kind) != 0) k++;
+        if (k == sizeof kinds / sizeof kinds[0]) continue;
+        if (k == n_kinds) {
+            kinds[n_kinds] = (kind_of_matrix){0};
+            memcpy(kinds[n_kinds++].name, kind, sizeof kind);
+        }
+        kinds[k].n++;
+        kinds[k].sum += error * error;
+        if (error > kinds[k].worst) kinds[k].worst = error;
+    }
+    printf("  %-32s %8s %12s %12s\n", cli_tr("matrices", "矩阵"), cli_tr("number", "数量"),
+           cli_tr("error", "误差"), cli_tr("worst", "最大"));
+    for (uint32_t k = 0; k < n_kinds; k++)
+        printf("  %-32s %8u %11.3f%% %11.3f%%\n", kinds[k].name, kinds[k].n,
+               100 * sqrt(kinds[k].sum / kinds[k].n), 100 * kinds[k].worst);
+}
+
+static void print_json(const quantizer *q, double seconds) {
+    const char *comma = "";
+    cli_json_begin(stdout);
+    printf(", \"form\": \"%s\", \"bytes_in\": %" PRIu64 ", \"bytes_out\": %" PRIu64
+           ", \"seconds\": %.3f, \"errors\": {",
+           q->plan.form->name, q->plan.n_bytes_in, q->plan.n_bytes_out, seconds);
+    for (uint32_t i = 0; i < q->from.n_tensors; i++) {
+        if (q->made[i][1] == NO_TENSOR) continue;
+        printf("%s\"%s\": %.6g", comma, q->from.tensors[i].name, (double)q->out.errors[i]);
+        comma = ", ";
+    }
+    printf("}");
+}
+
+static void report(const quantizer *q, double seconds) {
+    uint64_t n = q->plan.n_bytes_in - q->n_bytes_began;
+    if (q->options->json) {
+        print_json(q, seconds);
+        return;
+    }
+    printf(cli_tr("%s: %s in %s, %u of %u tensors in %s, %s in %.1f s (%.2f GB/s read)\n",
+                  "%s：%s，%s，%u/%u 个张量转为 %s，本次处理 %s，用时 %.1f 秒（读取 %.2f GB/s）\n"),
+           q->out.folder, cli_bytes_text(q->plan.n_bytes_out).text,
+           cli_tr("shards as the source's", "分片同源模型"), q->plan.n_quantised, q->from.n_tensors,
+           q->plan.form->name, cli_bytes_text(n).text, seconds,
+           seconds > 0 ? (double)n / seconds / 1e9 : 0);
+    print_errors(q);
+}
+
+/* ---- The command ---------------------------------------------------------------------------- */
+
+/* --keep: part of a name, of characters that the loader's patterns know. */
+static int choose_kept(const cli_options *options, const quantize_form *form, const char **keep) {
+    *keep = options->keep ? options->keep : form->keep;
+    if (*keep && strcmp(*keep, "none") == 0) *keep = NULL;
+    size_t n = *keep ? strlen(*keep) : 1;
+    if (n >= 1 && n <= 128 &&
+        (!*keep || strspn(*keep, "abcdefghijklmnopqrstuvwxyz"
+                                 "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.") == n))
+        return CLI_OK;
+    cli_error(cli_tr("--keep \"%s\": 1 to 128 letters, digits, _ and . of a tensor's name",
+                     "--keep“%s”：须为张量名中 1 到 128 个字母、数字、_ 或 ."),
+              cli_show(*keep).text);
+    cli_hint(cli_tr("for example --keep self_attn, or --keep none",
+                    "例如 --keep self_attn，或 --keep none"));
+    return CLI_USAGE;
+}
+
+/* The loader's own checks: what opens here opens as a model. */
+static int open_source(quantizer *q) {
+    dsi_error error = {0};
+    dsi_weights weights = {0};
+    const char *path = q->options->model;
+    if (dsi_is_gguf_name(path)) {
+        cli_error(cli_tr("%s: a GGUF file cannot be quantised again", "%s：GGUF 文件不能再次量化"),
+                  cli_show(path).text);
+        cli_hint(cli_tr("start from the FP8 or BF16 checkpoint", "请从 FP8 或 BF16 模型开始"));
+        return CLI_BAD_FILE;
+    }
+    dsi_status status = dsi_config_load(path, &q->config, &error);
+    if (status == DSI_OK) status = dsi_checkpoint_open(path, NULL, NULL, &q->from, &error);
+    if (status == DSI_OK) status = dsi_weights_bind(&q->from, &q->config, &weights, &error);
+    dsi_weights_free(&weights);
+    if (status == DSI_OK) return CLI_OK;
+    cli_error("%s", error.text);
+    return cli_status_exit(status);
+}
+
+static int make_all(quantizer *q, const quantize_form *form, const char *keep) {
+    dsi_error error = {0};
+    uint32_t n_threads = q->options->threads ? q->options->threads : dsi_sys_cpu_count();
+    dsi_status status = quantize_plan_make(&q->from, &q->config, form, keep, &q->plan, &error);
+    if (status == DSI_OK) status = dsi_pool_new(n_threads, NULL, &q->pool, &error);
+    if (status != DSI_OK) {
+        cli_error("%s", error.text);
+        return cli_status_exit(status);
+    }
+    int code = allocate(q);
+    if (code == CLI_OK) code = quantize_open_output(&q->plan, q->options->out, &q->out);
+    for (uint32_t i = 0; i < q->from.n_tensors && code == CLI_OK; i++)
+        if (q->out.done[i]) q->n_bytes_began += q->from.tensors[i].n_bytes;
+    if (code == CLI_OK && q->n_bytes_began)
+        cli_say(cli_tr("going on with %s: %s of %s are there", "继续 %s：已完成 %s / %s"),
+                cli_show(q->options->out).text, cli_bytes_text(q->n_bytes_began).text,
+                cli_bytes_text(q->plan.n_bytes_in).text);
+    double start = dsi_sys_seconds();
+    for (uint32_t shard = 0; shard < q->from.n_shards && code == CLI_OK; shard++)
+        code = do_shard(q, shard);
+    if (code == CLI_OK) code = quantize_finish(&q->plan, &q->out);
+    cli_progress_clear();
+    if (code == CLI_OK) report(q, dsi_sys_seconds() - start);
+    return code;
+}
+
+int cli_quantize(const cli_options *options) {
+    quantizer q = {.options = options, .out = {.journal = -1, .file = -1}};
+    int code = cli_need_model(options);
+    if (code != CLI_OK) return code;
+    if (!options->to || !options->out) {
+        cli_error(cli_tr("--to FORM and --out DIR are needed", "需要 --to FORM 与 --out DIR"));
+        cli_hint(
+            cli_tr("for example --to int8 --out MODEL-int8", "例如 --to int8 --out MODEL-int8"));
+        return CLI_USAGE;
+    }
+    const quantize_form *form = quantize_form_find(options->to);
+    const char *keep = NULL;
+    code = choose_kept(options, form, &keep);
+    if (code == CLI_OK) code = open_source(&q);
+    if (code == CLI_OK) code = make_all(&q, form, keep);
+    quantize_close_output(&q.out);
+    quantize_plan_free(&q.plan);
+    dsi_checkpoint_close(&q.from);
+    dsi_config_free(&q.config);
+    dsi_pool_free(q.pool);
+    dsi_sys_free(q.made);
+    dsi_sys_free(q.room);
+    dsi_sys_free(q.lost);
+    if (code == CLI_OK && options->text) code = quantize_compare(options, options->out);
+    if (code == CLI_OK && options->json) printf("}\n");
+    return code;
+}

@@ -1,0 +1,188 @@
+/* quantize_rows.c: rows of weights as numbers, and numbers as codes with scales. The loops over
+ * floats go in steps that compilers make vectors of. */
+#include "quantize.h"
+
+#include "../../kernels/formats.h"
+#include "../../lib/base/convert.h"
+#include <math.h>
+#include <string.h>
+
+enum { STEP = 16 };
+
+/* ---- Reading -------------------------------------------------------------------------------- */
+
+static void read_fp8_row(const uint8_t *codes, const uint8_t *scales, int64_t k, const float *table,
+                         float *to) {
+    for (int64_t b = 0; b * DSI_BLOCK < k; b++) {
+        const float scale = dsi_load_f32(scales, b);
+        const int64_t end = dsi_min_i64(k, (b + 1) * DSI_BLOCK);
+        for (int64_t i = b * DSI_BLOCK; i < end; i++) to[i] = table[codes[i]] * scale;
+    }
+}
+
+void quantize_read_rows(const quantize_plan *plan, const dsi_file_tensor *weight, int64_t row,
+                        int64_t n, float *to) {
+    const int64_t k = weight->shape[1];
+    const uint8_t *data = dsi_checkpoint_data(plan->from, weight);
+    if (weight->dtype != DSI_DTYPE_E4M3) {
+        const int64_t row_bytes = k * dsi_dtype_bytes(weight->dtype);
+        dsi_widen(weight->dtype, data + row * row_bytes, to, (uint64_t)(n * k));
+        return;
+    }
+    char name[600];
+    float table[256];
+    for (int code = 0; code < 256; code++) table[code] = dsi_e4m3_to_f32((uint8_t)code);
+    snprintf(name, sizeof name, "%s_scale_inv", weight->name);
+    const dsi_file_tensor *t = dsi_checkpoint_find(plan->from, name); /* the loader bound it */
+    const uint8_t *scales = dsi_checkpoint_data(plan->from, t);
+    const int64_t scale_row = dsi_ceil_div(k, DSI_BLOCK) * (int64_t)sizeof(float);
+    for (int64_t r = row; r < row + n; r++)
+        read_fp8_row(data + r * k, scales + r / DSI_BLOCK * scale_row, k, table,
+                     to + (r - row) * k);
+}
+
+/* ---- Scales --------------------------------------------------------------------------------- */
+
+static float largest(const float *x, int64_t n) {
+    float top[STEP] = {0}, all = 0;
+    int64_t i = 0;
+    for (; i + STEP <= n; i += STEP)
+        for (int j = 0; j < STEP; j++) {
+            float size = fabsf(x[i + j]);
+            top[j] = size > top[j] ? size : top[j];
+        }
+    for (; i < n; i++) top[0] = fabsf(x[i]) > top[0] ? fabsf(x[i]) : top[0];
+    for (int j = 0; j < STEP; j++) all = top[j] > all ? top[j] : all;
+    return all;
+}
+
+/* To nearest, ties to even: behind this no fraction is left below 2^22. */
+static const float rounding = 0x1.8p23f;
+
+/* The scale as it will be read: what is stored is rounded first, then divided by. */
+static float stored_scale(dsi_dtype dtype, float scale) {
+    return dtype == DSI_DTYPE_BF16 ? dsi_bf16_to_f32(dsi_f32_to_bf16(scale)) : scale;
+}
+static float per_unit_of(float scale) { return scale > 0 ? 1 / scale : 0; }
+
+static float code_of(float x, float per_unit, float top) {
+    float code = x * per_unit;
+    code = code > top ? top : code;
+    code = code < -top - 1 ? -top - 1 : code;
+    return code + rounding - rounding;
+}
+
+/* Sum of the squares of what n <= QUANTIZE_BLOCK values lose; codes as they are where wanted. */
+static float encode(const float *x, int64_t n, float scale, float top, int8_t *codes) {
+    const float per_unit = per_unit_of(scale);
+    float lost[STEP] = {0}, all = 0;
+    int64_t i = 0;
+    for (; i + STEP <= n; i += STEP)
+        for (int j = 0; j < STEP; j++) {
+            float code = code_of(x[i + j], per_unit, top), gap = x[i + j] - scale * code;
+            lost[j] += gap * gap;
+            codes[i + j] = (int8_t)(int32_t)code;
+        }
+    for (; i < n; i++) {
+        float code = code_of(x[i], per_unit, top), gap = x[i] - scale * code;
+        lost[0] += gap * gap;
+        codes[i] = (int8_t)(int32_t)code;
+    }
+    for (int j = 0; j < STEP; j++) all += lost[j];
+    return all;
+}
+
+static float squares(const float *x, int64_t n) {
+    float sum[STEP] = {0}, all = 0;
+    int64_t i = 0;
+    for (; i + STEP <= n; i += STEP)
+        for (int j = 0; j < STEP; j++) sum[j] += x[i + j] * x[i + j];
+    for (; i < n; i++) sum[0] += x[i] * x[i];
+    for (int j = 0; j < STEP; j++) all += sum[j];
+    return all;
+}
+
+/* Four bits: of some scales below the one that fits the largest value, the one that errs least; to
+ * cut a lone large value off a little often costs less than to spread all the others. */
+static float best_scale(const quantize_form *f, const float *x, int64_t n, float top_value) {
+    enum { TRIALS = 9 };
+    int8_t codes[QUANTIZE_BLOCK];
+    float best = 0, least = INFINITY;
+    for (int i = 0; i < TRIALS; i++) {
+        float scale = stored_scale(f->scale_dtype, top_value * (1 - 0.04f * (float)i) / 7.5f);
+        float error = encode(x, n, scale, 7, codes);
+        if (!(error < least)) continue;
+        least = error;
+        best = scale;
+    }
+    return best;
+}
+
+static void store_scale(dsi_dtype dtype, float scale, uint8_t *to) {
+    if (dtype == DSI_DTYPE_F32) {
+        memcpy(to, &scale, sizeof scale);
+    } else {
+        uint16_t half = dsi_f32_to_bf16(scale);
+        memcpy(to, &half, sizeof half);
+    }
+}
+
+/* ---- Codes ---------------------------------------------------------------------------------- */
+
+int64_t quantize_code_bytes(const quantize_form *form, int64_t k) {
+    return form->dtype == DSI_DTYPE_I4 ? dsi_ceil_div(k, 8) * 4 : k;
+}
+
+/* Columns [first, first + n) of a row of words; what is stored is the code and eight. */
+static void pack4(const int8_t *codes, int64_t first, int64_t n, uint8_t *row) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t code = (uint32_t)(codes[i] + 8);
+        row[(first + i) / 2] |= (uint8_t)(code << ((first + i) % 2 * 4));
+    }
+}
+
+/* Columns [c, c + n) of a row with one scale, in pieces that the sums of f32 are good for. */
+static void put_columns(const quantize_form *f, const float *row, int64_t c, int64_t n, float scale,
+                        uint8_t *to, double error[2]) {
+    int8_t codes[QUANTIZE_BLOCK];
+    for (int64_t i = 0; i < n; i += QUANTIZE_BLOCK) {
+        const int64_t piece = dsi_min_i64(QUANTIZE_BLOCK, n - i);
+        const float *x = row + c + i;
+        if (f->dtype == DSI_DTYPE_I4) {
+            error[0] += (double)encode(x, piece, scale, 7, codes);
+            pack4(codes, c + i, piece, to);
+        } else {
+            error[0] += (double)encode(x, piece, scale, 127, (int8_t *)to + c + i);
+        }
+        error[1] += (double)squares(x, piece);
+    }
+}
+
+/* Rows that share their scales (one, or a block) in columns [c, c + n). */
+static float scale_of(const quantize_form *f, const float *x, int64_t rows, int64_t k, int64_t c,
+                      int64_t n) {
+    float top = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        float value = largest(x + r * k + c, n);
+        top = value > top ? value : top;
+    }
+    if (f->dtype == DSI_DTYPE_I4) return best_scale(f, x + c, n, top);
+    return stored_scale(f->scale_dtype, top / 127);
+}
+
+void quantize_rows(const quantize_form *form, const float *x, int64_t n, int64_t k, uint8_t *codes,
+                   uint8_t *scales, double error[2]) {
+    const dsi_scale_span span = dsi_scale_span_of(form->scale_kind, form->scale_group, k);
+    const int64_t row_bytes = quantize_code_bytes(form, k);
+    const uint32_t scale_bytes = dsi_dtype_bytes(form->scale_dtype);
+    error[0] = error[1] = 0;
+    memset(codes, 0, (size_t)(n * row_bytes));
+    for (int64_t r = 0; r < n; r += span.n)
+        for (int64_t c = 0; c < k; c += span.k, scales += scale_bytes) {
+            const int64_t rows = dsi_min_i64(span.n, n - r), columns = dsi_min_i64(span.k, k - c);
+            const float scale = scale_of(form, x + r * k, rows, k, c, columns);
+            store_scale(form->scale_dtype, scale, scales);
+            for (int64_t i = r; i < r + rows; i++)
+                put_columns(form, x + i * k, c, columns, scale, codes + i * row_bytes, error);
+        }
+}
