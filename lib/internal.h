@@ -247,7 +247,7 @@ struct dsi_session {
     uint32_t n_answer;  /* those since the last append: what max_tokens limits */
     uint32_t finish;
     int32_t end_token;                /* the end token that was sampled, or -1 */
-    struct dsi_candidate *candidates; /* [vocab] when sampling is not greedy */
+    struct dsi_candidate *candidates; /* [2 * vocab] when sampling is not greedy */
     float *penalized;                 /* [vocab] logits with penalties, if there are any */
     uint32_t *seen;                   /* [vocab] zeros between two draws */
     bool has_logprob;                 /* of the token sampled last */
@@ -378,7 +378,7 @@ float dsi_logprob(const float *logits, uint32_t n, int32_t token);
 uint32_t dsi_top_logprobs(const float *logits, uint32_t n, uint32_t n_top, dsi_token_logprob *top);
 bool dsi_all_finite(const float *values, uint64_t n);
 /* Picks a token from logits [n]. draw is the index of the sampled token: with the seed
- * it alone decides the random number. candidates [n] may be NULL when temperature is 0.
+ * it alone decides the random number. candidates [2 * n] may be NULL when temperature is 0.
  * DSI_E_NAN if a logit is not finite. */
 dsi_status dsi_sample(const dsi_session_options *options, const float *logits, uint32_t n,
                       uint64_t draw, dsi_candidate *candidates, int32_t *token, dsi_error *error);

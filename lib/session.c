@@ -52,7 +52,7 @@ static dsi_status allocate(dsi_session *s) {
     s->expanded = dsi_sys_calloc(e->options.max_context / DSI_PROMPT_BLOCK + 1, 1);
     s->pages = dsi_sys_calloc(e->max_pages, sizeof *s->pages);
     s->logits = dsi_sys_calloc(s->logit_rows, vocab * sizeof *s->logits);
-    if (drawn) s->candidates = dsi_sys_calloc(vocab, sizeof *s->candidates);
+    if (drawn) s->candidates = dsi_sys_calloc(2 * vocab, sizeof *s->candidates);
     if (penalties) s->penalized = dsi_sys_calloc(vocab, sizeof *s->penalized);
     if (penalties) s->seen = dsi_sys_calloc(vocab, sizeof *s->seen);
     if (s->tokens && s->sampled && s->expanded && s->pages && s->logits &&

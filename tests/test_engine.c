@@ -249,7 +249,7 @@ static void test_nan_is_reported(void **state) {
  * ------------------------------------------------------------------------------------------ */
 
 static int32_t draw(const dsi_session_options *o, const float *logits, uint32_t n, uint64_t i) {
-    dsi_candidate candidates[64];
+    dsi_candidate candidates[128];
     int32_t token = -1;
     assert_int_equal(dsi_sample(o, logits, n, i, candidates, &token, NULL), DSI_OK);
     return token;
@@ -299,6 +299,43 @@ static void test_sampling_filters(void **state) {
     const float bad[2] = {1, INFINITY};
     int32_t token;
     assert_int_equal(dsi_sample(&o, bad, 2, 0, NULL, &token, NULL), DSI_E_NAN);
+}
+
+/* Many candidates are sorted in another way than few: the draw is that of a plain sort, equal
+ * logits by ascending id, both zeros equal. */
+static const float *sorted_logits;
+static int by_plain_logit(const void *a, const void *b) {
+    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    if (sorted_logits[x] != sorted_logits[y]) return sorted_logits[x] > sorted_logits[y] ? -1 : 1;
+    return (x > y) - (x < y);
+}
+static void test_sampling_many(void **state) {
+    (void)state;
+    enum { N = 3000 };
+    static dsi_candidate candidates[2 * N];
+    static float logits[N];
+    static int32_t order[N];
+    uint32_t random = 9;
+    for (int32_t i = 0; i < N; i++) {
+        random = random * 1664525u + 1013904223u;
+        logits[i] = (float)((int)(random >> 20) % 160 - 80) / 8; /* many equal, of both signs */
+        if (logits[i] == 0 && random >> 19 & 1) logits[i] = -0.0f;
+        order[i] = i;
+    }
+    sorted_logits = logits;
+    qsort(order, N, sizeof *order, by_plain_logit);
+    dsi_session_options o;
+    dsi_session_options_init(&o);
+    o.temperature = 2, o.seed = 3;
+    for (uint32_t k = 1; k <= N; k += 1 + k / 7) { /* the last that may be drawn comes often */
+        int32_t token;
+        o.top_k = k;
+        assert_int_equal(dsi_sample(&o, logits, N, k, candidates, &token, NULL), DSI_OK);
+        bool among = false;
+        for (uint32_t i = 0; i < k; i++) among |= order[i] == token;
+        assert_true(among);
+        for (uint32_t i = 0; i < N; i++) assert_int_equal(candidates[i].token, order[i]);
+    }
 }
 
 static void test_session_option_ranges(void **state) {
@@ -480,6 +517,7 @@ int main(void) {
         cmocka_unit_test(test_nan_is_reported),
         cmocka_unit_test(test_sampling_distribution),
         cmocka_unit_test(test_sampling_filters),
+        cmocka_unit_test(test_sampling_many),
         cmocka_unit_test(test_session_option_ranges),
         cmocka_unit_test(test_generate_answer_and_reasoning),
         cmocka_unit_test(test_seed_replays),
