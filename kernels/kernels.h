@@ -17,12 +17,12 @@
 /* ---- Instruction sets: a mask found once by dsi_isa_detect (select.c). REF is always there. */
 enum {
     DSI_ISA_REF = 1,
-    DSI_ISA_AVX2 = 2,       /* AVX2 + FMA + F16C */
-    DSI_ISA_AVX512 = 4,     /* F + BW + VL + DQ */
-    DSI_ISA_AVX512BF16 = 8, /* AVX512 + VBMI + BF16 */
-    DSI_ISA_AMX = 16,       /* AVX512BF16 + AMX-TILE + AMX-BF16 + AMX-INT8 */
+    DSI_ISA_AVX2 = 2,        /* AVX2 + FMA + F16C */
+    DSI_ISA_AVX512 = 4,      /* F + BW + VL + DQ */
+    DSI_ISA_AVX512BF16 = 8,  /* AVX512 + VBMI + BF16 */
+    DSI_ISA_AMX = 16,        /* AVX512BF16 + AMX-TILE + AMX-BF16 + AMX-INT8 */
     DSI_ISA_AVX512VNNI = 32, /* AVX512 + VNNI */
-    DSI_ISA_MASKS = 64      /* how many sets of these there are */
+    DSI_ISA_MASKS = 64       /* how many sets of these there are */
 };
 /* What the CPU has and its operating system saves. Linux also wants to be asked before a process
  * uses AMX: dsi_cpu_isa of lib/backend does that; without it the first tile ends the process. */
@@ -160,9 +160,10 @@ typedef void (*dsi_swiglu_fn)(const float *gate, const float *up, void *y, int64
 /* ---- cast_bf16: f32 -> bf16, round to nearest even, NaN stays NaN ---------------------------- */
 typedef void (*dsi_cast_fn)(const float *x, uint16_t *y, int64_t n);
 
-/* ---- decode_fp8: a row of k E4M3 weights as bf16: y[i] = w[i] * scale[i / 128] ------------------
- * Rounded once to f32 and once to bf16 (nearest even); for libraries that multiply bf16. All
- * instruction sets give equal bits. */
+/* ---- decode: a row of k 8-bit values as bf16: y[i] = w[i] * scale[i / 128] ----------------------
+ * Rounded once to f32 and once to bf16 (nearest even). Stems decode_fp8 (E4M3): cached rows, and
+ * weights for libraries that multiply bf16; decode_i8: cached rows. All instruction sets give equal
+ * bits. */
 typedef void (*dsi_decode_fn)(const uint8_t *w, const float *scale, uint16_t *y, int64_t k);
 
 /* ---- rope: rotates pairs of x[0..2*half) in place: (a, b) -> (a cos - b sin, b cos + a sin) -----
@@ -219,20 +220,39 @@ typedef void (*dsi_route_fn)(const dsi_route_args *args); /* n_experts <= 1024 *
 
 #define DSI_KERNEL_STEMS(S)                                                                        \
     S(matmul, matmul_fp8_bf16)                                                                     \
-    S(matmul, matmul_fp8_f32) S(matmul, matmul_bf16_bf16) S(matmul, matmul_bf16_f32)               \
-        S(matmul, matmul_f16_bf16) S(matmul, matmul_f16_f32) S(matmul, matmul_f32_bf16)            \
-            S(matmul, matmul_f32_f32) S(matmul, matmul_i8_bf16) S(matmul, matmul_i8_f32)           \
-                S(matmul, matmul_i8_a8) S(matmul, matmul_i4_bf16) S(matmul, matmul_i4_f32)         \
-                    S(matmul, matmul_i4_a8) S(matmul_t, matmul_t_fp8) S(matmul_t, matmul_t_bf16)   \
-                        S(matmul_t, matmul_t_f16) S(matmul_t, matmul_t_f32)                        \
-                            S(matmul_t, matmul_t_i8) S(matmul_t, matmul_t_i4)                      \
-                                S(attend, attend_bf16) S(attend, attend_f32)                       \
-                                    S(rms_norm, rms_norm_bf16) S(rms_norm, rms_norm_f32)           \
-                                        S(swiglu, swiglu_bf16) S(swiglu, swiglu_f32)               \
-                                            S(cast, cast_bf16) S(quantize, quantize_a8_bf16)       \
-                                                S(quantize, quantize_a8_f32) S(decode, decode_fp8) \
-                                                    S(rope, rope_interleaved) S(rope, rope_half)   \
-                                                        S(route, moe_route)
+    S(matmul, matmul_fp8_f32)                                                                      \
+    S(matmul, matmul_bf16_bf16)                                                                    \
+    S(matmul, matmul_bf16_f32)                                                                     \
+    S(matmul, matmul_f16_bf16)                                                                     \
+    S(matmul, matmul_f16_f32)                                                                      \
+    S(matmul, matmul_f32_bf16)                                                                     \
+    S(matmul, matmul_f32_f32)                                                                      \
+    S(matmul, matmul_i8_bf16)                                                                      \
+    S(matmul, matmul_i8_f32)                                                                       \
+    S(matmul, matmul_i8_a8)                                                                        \
+    S(matmul, matmul_i4_bf16)                                                                      \
+    S(matmul, matmul_i4_f32)                                                                       \
+    S(matmul, matmul_i4_a8)                                                                        \
+    S(matmul_t, matmul_t_fp8)                                                                      \
+    S(matmul_t, matmul_t_bf16)                                                                     \
+    S(matmul_t, matmul_t_f16)                                                                      \
+    S(matmul_t, matmul_t_f32)                                                                      \
+    S(matmul_t, matmul_t_i8)                                                                       \
+    S(matmul_t, matmul_t_i4)                                                                       \
+    S(attend, attend_bf16)                                                                         \
+    S(attend, attend_f32)                                                                          \
+    S(rms_norm, rms_norm_bf16)                                                                     \
+    S(rms_norm, rms_norm_f32)                                                                      \
+    S(swiglu, swiglu_bf16)                                                                         \
+    S(swiglu, swiglu_f32)                                                                          \
+    S(cast, cast_bf16)                                                                             \
+    S(quantize, quantize_a8_bf16)                                                                  \
+    S(quantize, quantize_a8_f32)                                                                   \
+    S(decode, decode_fp8)                                                                          \
+    S(decode, decode_i8)                                                                           \
+    S(rope, rope_interleaved)                                                                      \
+    S(rope, rope_half)                                                                             \
+    S(route, moe_route)
 
 /* One function per stem, and the symbol that was chosen (for people). */
 typedef struct dsi_kernels {

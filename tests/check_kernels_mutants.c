@@ -52,9 +52,11 @@
     M(NAN_AS_480, decode, decode_fp8, "makes the number 480 of NaN")                               \
     M(FIRST_SCALE, decode, decode_fp8, "takes the first scale for all blocks")                     \
     M(CUT_DOWN, decode, decode_fp8, "cuts instead of rounding")                                    \
+    M(SIGNLESS, decode_i8, decode_i8, "takes values for unsigned")                                 \
+    M(LAST_SCALE, decode_i8, decode_i8, "takes the last scale for all blocks")                     \
     M(HALVES_PAIRED, rope, rope_interleaved, "pairs the halves instead of neighbours")             \
     M(SINE_SIGN, rope, rope_interleaved, "turns the other way")                                    \
-    M(FIRST_HEAD_ALONE, rope, rope_interleaved, "turns the first head alone")                     \
+    M(FIRST_HEAD_ALONE, rope, rope_interleaved, "turns the first head alone")                      \
     M(BIAS_IN_WEIGHTS, route, moe_route, "takes the biased score for the weight")                  \
     M(GROUP_MAX, route, moe_route, "ranks groups by their largest choice, not the top two")        \
     M(MASK_ZERO, route, moe_route, "masks groups with 0 instead of -inf")                          \
@@ -270,6 +272,13 @@ static void broken_decode(const uint8_t *w, const float *scale, uint16_t *y, int
     }
 }
 
+static void broken_decode_i8(const uint8_t *w, const float *scale, uint16_t *y, int64_t k) {
+    for (int64_t i = 0; i < k; i++) {
+        float value = bug == SIGNLESS ? (float)w[i] : (float)(int8_t)w[i];
+        y[i] = dsi_f32_to_bf16(value * scale[(bug == LAST_SCALE ? k - 1 : i) / DSI_BLOCK]);
+    }
+}
+
 static void broken_rope(const dsi_rope_args *args) {
     dsi_rope_args a = *args;
     if (bug == SINE_SIGN) a.position = -a.position;
@@ -342,6 +351,7 @@ static void broken_route(const dsi_route_args *a) {
 /* Kernels of one type, broken by functions of their own. */
 #define CHECK_matmul_int CHECK_matmul
 #define CHECK_matmul_a8 CHECK_matmul
+#define CHECK_decode_i8 CHECK_decode
 
 int check_mutant_count(void) { return NO_BUG; }
 
