@@ -22,6 +22,7 @@ typedef struct bench_list {
 
 typedef struct bench_options {
     const char *command, *out, *preset, *dtype, *model, *kernels, *fill, *stem, *isa, *gguf, *gemm;
+    const char *kv_cache;    /* "bf16", "fp8", "int8" */
     const char *activations; /* "bf16", "f32", "a8", "e4m3"; NULL: bf16 */
     uint64_t seed;
     bench_list prefill, depth, batch, m;

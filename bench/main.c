@@ -54,6 +54,7 @@ static const char help[] =
     "  --chunk N          model: prompt tokens per step (default 256)\n"
     "  --kernels ISA      model: as dsinfer run (default: the best)\n"
     "  --activations TYPE model: bf16, f32, a8 or e4m3 (default bf16)\n"
+    "  --kv-cache TYPE    model: bf16, fp8 or int8 (default bf16)\n"
     "\n"
     "A LIST is numbers and commas: 1,4,8.\n";
 
@@ -137,7 +138,21 @@ static bool read_list(const char *name, const char *text, bench_list *list) {
 }
 
 enum { OUT = 256, PRESET, DTYPE, SEED, PREFILL, DECODE, DEPTH, BATCH, CHUNK, KERNELS, THREADS };
-enum { FILL = 300, GEMM, ACTIVATIONS, STEM, ISA, M, ROUNDS, REPEAT, MD, CSV, GGUF, PROFILE };
+enum {
+    FILL = 300,
+    GEMM,
+    ACTIVATIONS,
+    STEM,
+    ISA,
+    M,
+    ROUNDS,
+    REPEAT,
+    MD,
+    CSV,
+    GGUF,
+    KV_CACHE,
+    PROFILE
+};
 static const struct option long_options[] = {{"out", required_argument, NULL, OUT},
                                              {"preset", required_argument, NULL, PRESET},
                                              {"dtype", required_argument, NULL, DTYPE},
@@ -153,6 +168,7 @@ static const struct option long_options[] = {{"out", required_argument, NULL, OU
                                              {"chunk", required_argument, NULL, CHUNK},
                                              {"kernels", required_argument, NULL, KERNELS},
                                              {"activations", required_argument, NULL, ACTIVATIONS},
+                                             {"kv-cache", required_argument, NULL, KV_CACHE},
                                              {"threads", required_argument, NULL, THREADS},
                                              {"stem", required_argument, NULL, STEM},
                                              {"isa", required_argument, NULL, ISA},
@@ -178,6 +194,8 @@ static const char **text_option(bench_options *o, int letter) {
         return &o->kernels;
     case ACTIVATIONS:
         return &o->activations;
+    case KV_CACHE:
+        return &o->kv_cache;
     case FILL:
         return &o->fill;
     case GEMM:
@@ -255,6 +273,7 @@ int main(int argc, char **argv) {
                        .dtype = "fp8",
                        .fill = "copy",
                        .gemm = "auto",
+                       .kv_cache = "bf16",
                        .stem = "*",
                        .prefill = {1, {128}},
                        .depth = {1, {0}},

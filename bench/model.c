@@ -19,6 +19,14 @@ static uint32_t activations_of(const char *name) {
     return UINT32_MAX;
 }
 
+static const char *const kv_caches[] = {"bf16", "fp8", "int8"};
+enum { KV_CACHES = sizeof kv_caches / sizeof kv_caches[0] };
+static uint32_t kv_cache_of(const char *name) {
+    uint32_t i = 0;
+    while (i < KV_CACHES && strcmp(name, kv_caches[i]) != 0) i++;
+    return i;
+}
+
 static dsi_engine_options engine_options(const model_run *r) {
     const bench_options *o = r->options;
     uint32_t prefill = bench_largest(&o->prefill), depth = bench_largest(&o->depth);
@@ -28,6 +36,7 @@ static dsi_engine_options engine_options(const model_run *r) {
     e.n_threads = o->threads;
     e.kernels = o->kernels;
     e.activations = o->activations ? activations_of(o->activations) : DSI_ACTIVATIONS_BF16;
+    e.kv_cache = kv_cache_of(o->kv_cache);
     e.max_sessions = batch;
     e.max_context = depth + (prefill > tail ? prefill : tail);
     if (e.max_context < WARM_TOKENS) e.max_context = WARM_TOKENS;
@@ -248,6 +257,10 @@ static bool usage_ok(const bench_options *o) {
     }
     if (o->activations && activations_of(o->activations) == UINT32_MAX) {
         bench_say("--activations is \"%s\"; it may be bf16, f32, a8 or e4m3", o->activations);
+        return false;
+    }
+    if (kv_cache_of(o->kv_cache) == KV_CACHES) {
+        bench_say("--kv-cache is \"%s\"; it may be bf16, fp8 or int8", o->kv_cache);
         return false;
     }
     for (uint32_t i = 0; i < o->batch.n; i++)

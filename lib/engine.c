@@ -60,6 +60,19 @@ static const char *activations_name(const dsi_engine *e) {
     return names[e->options.activations];
 }
 
+static const char *const KV_CACHE_NAMES[] = {"bf16", "fp8", "int8"};
+static dsi_status choose_kv_cache(dsi_engine *e) {
+    const uint32_t wanted = e->options.kv_cache;
+    e->kv_dtype = wanted == DSI_KV_CACHE_FP8    ? DSI_DTYPE_E4M3
+                  : wanted == DSI_KV_CACHE_INT8 ? DSI_DTYPE_I8
+                                                : e->act;
+    if (wanted == DSI_KV_CACHE_BF16 || e->act == DSI_DTYPE_BF16) return DSI_OK;
+    return dsi_fail(&e->handle.error, DSI_E_ARG,
+                    "kv_cache %s is read as BF16, but activations are f32, whose cache is F32; use "
+                    "activations bf16 or leave kv_cache out",
+                    KV_CACHE_NAMES[wanted]);
+}
+
 static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *options) {
     dsi_engine_options *o = &e->options;
     const dsi_config *c = &e->model->config;
@@ -84,7 +97,8 @@ static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *optio
                   {"gemm", o->gemm, 0, DSI_GEMM_OPENBLAS},
                   {"check_layers", o->check_layers, 0, 1},
                   {"pin", o->pin, 0, DSI_PIN_OFF},
-                  {"weights", o->weights, 0, DSI_WEIGHTS_COPY}};
+                  {"weights", o->weights, 0, DSI_WEIGHTS_COPY},
+                  {"kv_cache", o->kv_cache, 0, DSI_KV_CACHE_INT8}};
     for (size_t i = 0; st == DSI_OK && i < sizeof ranges / sizeof ranges[0]; i++)
         st = check_range(e, ranges[i].name, ranges[i].value, ranges[i].low, ranges[i].high);
     if (st == DSI_OK && o->gemm != DSI_GEMM_AUTO && o->mode == DSI_MODE_EXACT)
@@ -94,6 +108,7 @@ static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *optio
                       o->gemm);
     e->act = o->activations == DSI_ACTIVATIONS_F32 ? DSI_DTYPE_F32 : DSI_DTYPE_BF16;
     if (st == DSI_OK) st = check_activations(e);
+    if (st == DSI_OK) st = choose_kv_cache(e);
     e->max_pages = (uint32_t)dsi_ceil_div(o->max_context, DSI_PAGE_ROWS);
     e->n_pages = (uint32_t)dsi_ceil_div(o->kv_tokens, DSI_PAGE_ROWS);
     return st;
@@ -128,13 +143,15 @@ static dsi_status open_device(dsi_engine *e) {
 
 /* When all ops were planned: what the device says of itself may depend on them. */
 static void describe(dsi_engine *e) {
-    snprintf(e->describe, sizeof e->describe, "%s, %s activations", e->backend->describe(e->dev),
-             activations_name(e));
+    const uint32_t kv_cache = e->options.kv_cache;
+    snprintf(e->describe, sizeof e->describe, "%s, %s activations%s%s",
+             e->backend->describe(e->dev), activations_name(e), kv_cache ? ", kv cache " : "",
+             kv_cache ? KV_CACHE_NAMES[kv_cache] : "");
 }
 
 /* Bytes of the KV pool, all layers; false if that overflows. */
 static bool kv_bytes(const dsi_engine *e, uint64_t *bytes) {
-    uint64_t n = (uint64_t)e->kv_columns * dsi_dtype_bytes(e->act);
+    uint64_t n = (uint64_t)e->kv_columns * dsi_dtype_bytes(e->kv_dtype);
     return dsi_mul_ok(n, (uint64_t)e->n_pages * DSI_PAGE_ROWS, &n) &&
            dsi_mul_ok(n, e->model->config.n_layers, bytes);
 }
@@ -217,14 +234,16 @@ static dsi_status check_cap(dsi_engine *e) {
     }
     return dsi_fail(&e->handle.error, DSI_E_MEMORY_CAP,
                     "need %.1f %s (weights %.1f%s, KV %.1f, scratch %.1f), have %.1f %s (%s). "
-                    "Remedies: %sa shorter max_context or kv_tokens (now %u and %u); smaller "
+                    "Remedies: %sa shorter max_context or kv_tokens (now %u and %u)%s; smaller "
                     "chunk_tokens (now %u); a smaller model; or a larger max_memory",
                     (double)p->n_bytes_total / unit, name, (double)p->n_bytes_weights / unit,
                     e->placed.is_copy ? " copied" : "", (double)p->n_bytes_kv / unit,
                     (double)p->n_bytes_scratch / unit, (double)cap / unit, name,
                     e->options.max_memory ? "max_memory" : "free memory of this machine",
                     e->placed.is_copy ? "weights map (the files are used where they are); " : "",
-                    e->options.max_context, e->options.kv_tokens, e->options.chunk_tokens);
+                    e->options.max_context, e->options.kv_tokens,
+                    e->kv_dtype == DSI_DTYPE_BF16 ? "; kv_cache fp8 or int8" : "",
+                    e->options.chunk_tokens);
 }
 
 /* ---- Open and close

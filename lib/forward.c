@@ -149,8 +149,10 @@ static void rope(walk *w, const dsi_tensor *x, int64_t first, int64_t dim, int64
     submit(w, DSI_OP_ROPE, (const dsi_tensor *[]){&w->t.positions, &w->e->placed.inv_freq}, 2,
            (dsi_tensor *[]){&view}, 1, &attr);
 }
-static void kv_write(walk *w, const dsi_tensor *src, dsi_tensor *pages) {
-    dsi_attr_kv_write attr = {sizeof attr, 0};
+/* Coded, if the pages are of 8 bits: n_heads runs of columns. */
+static void kv_write(walk *w, const dsi_tensor *src, dsi_tensor *pages, uint32_t n_heads,
+                     uint32_t head_columns) {
+    dsi_attr_kv_write attr = {sizeof attr, 0, n_heads, head_columns};
     submit(w, DSI_OP_KV_WRITE, (const dsi_tensor *[]){src, &w->t.slots}, 2, (dsi_tensor *[]){pages},
            1, &attr);
 }
@@ -200,7 +202,7 @@ static void mla(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
     int64_t q_dim = c->qk_nope_head_dim + c->qk_rope_head_dim;
     rope(w, &t->q, c->qk_nope_head_dim, c->qk_rope_head_dim, c->n_heads, q_dim);
     rope(w, &t->kv, c->kv_lora_rank, c->qk_rope_head_dim, 1, 0);
-    kv_write(w, &t->kv, pages);
+    kv_write(w, &t->kv, pages, 1, c->kv_lora_rank);
     mla_attend(w, l, pages);
     tap(w, "self_attn", &t->attention);
     linear(w, "self_attn.o_proj", &t->attention, &l->o_proj, &t->hidden, true);
@@ -217,7 +219,7 @@ static void gqa(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
     linears(w, &t->normed, qkv, 3, false);
     rope(w, &t->q, 0, c->head_dim, c->n_heads, c->head_dim);
     rope(w, &k, 0, c->head_dim, c->n_kv_heads, c->head_dim);
-    kv_write(w, &t->kv, pages);
+    kv_write(w, &t->kv, pages, 2 * c->n_kv_heads, c->head_dim);
     dsi_attr_gqa attr = {sizeof attr,         c->n_heads, c->n_kv_heads, c->head_dim,
                          w->e->softmax_scale, 0,          &w->batch};
     submit(w, DSI_OP_GQA_ATTEND, (const dsi_tensor *[]){&t->q, pages}, 2,

@@ -153,7 +153,8 @@ struct dsi_engine {
     dsi_memory_plan plan;
     dsi_step_rows rows;
     dsi_buf *kv;
-    int64_t kv_columns; /* elements of one cached row, padded to 64 bytes */
+    int64_t kv_columns; /* elements of one cached row, padded to 64 bytes; bytes if of 8 bits */
+    dsi_dtype kv_dtype; /* act, or E4M3 or I8: rows of 8 bits */
     uint32_t n_pages, n_free_pages, max_pages;
     int32_t *free_pages;
     uint32_t *page_holders; /* [n_pages] sessions that hold a page */
@@ -181,7 +182,7 @@ void dsi_unplace_weights(dsi_engine *engine);
 void dsi_scratch_layout(dsi_engine *engine);
 /* Bytes of one page of one layer. */
 static inline uint64_t dsi_kv_page_bytes(const dsi_engine *engine) {
-    return (uint64_t)engine->kv_columns * DSI_PAGE_ROWS * dsi_dtype_bytes(engine->act);
+    return (uint64_t)engine->kv_columns * DSI_PAGE_ROWS * dsi_dtype_bytes(engine->kv_dtype);
 }
 /* The KV tensor of one layer: [n_pages * 64][kv_columns]. */
 dsi_tensor dsi_kv_layer(const dsi_engine *engine, uint32_t layer);

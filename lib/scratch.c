@@ -1,5 +1,6 @@
 /* scratch.c: shapes and sizes of everything a step writes: activations by name, and the KV pages.
  */
+#include "base/kv_row.h"
 #include "internal.h"
 
 /* Rows start at multiples of 64 bytes whatever the type. */
@@ -28,7 +29,9 @@ static void take_mla(dsi_engine *e, int64_t rows) {
     take(s, &s->q_absorbed, e->act, rows, heads * latent);
     take(s, &s->o_latent, e->act, rows, heads * c->kv_lora_rank);
     take(s, &s->attention, e->act, rows, heads * c->v_head_dim);
-    e->kv_columns = padded(latent);
+    e->kv_columns = e->kv_dtype == e->act
+                        ? padded(latent)
+                        : dsi_kv_row_of(1, c->kv_lora_rank, c->qk_rope_head_dim).n_bytes;
 }
 static void take_gqa(dsi_engine *e, int64_t rows) {
     dsi_scratch *s = &e->scratch;
@@ -36,7 +39,9 @@ static void take_gqa(dsi_engine *e, int64_t rows) {
     take(s, &s->q, DSI_DTYPE_F32, rows, (int64_t)c->n_heads * c->head_dim);
     take(s, &s->kv, DSI_DTYPE_F32, rows, 2 * (int64_t)c->n_kv_heads * c->head_dim);
     take(s, &s->attention, e->act, rows, (int64_t)c->n_heads * c->head_dim);
-    e->kv_columns = padded(2 * (int64_t)c->n_kv_heads * c->head_dim);
+    const int64_t kv_heads = 2 * (int64_t)c->n_kv_heads;
+    e->kv_columns = e->kv_dtype == e->act ? padded(kv_heads * c->head_dim)
+                                          : dsi_kv_row_of(kv_heads, c->head_dim, 0).n_bytes;
 }
 
 void dsi_scratch_layout(dsi_engine *e) {
@@ -66,11 +71,11 @@ void dsi_scratch_layout(dsi_engine *e) {
 dsi_tensor dsi_kv_layer(const dsi_engine *e, uint32_t layer) {
     int64_t rows = (int64_t)e->n_pages * DSI_PAGE_ROWS;
     return (dsi_tensor){.struct_size = sizeof(dsi_tensor),
-                        .dtype = e->act,
+                        .dtype = e->kv_dtype,
                         .n_dims = 2,
                         .ne = {e->kv_columns, rows},
                         .stride = {1, e->kv_columns},
                         .buf = e->kv,
                         .offset = (uint64_t)layer * (uint64_t)(rows * e->kv_columns) *
-                                  dsi_dtype_bytes(e->act)};
+                                  dsi_dtype_bytes(e->kv_dtype)};
 }

@@ -45,6 +45,7 @@ enum head_word {
     HEAD_WORDS = SAMPLER + 10
 };
 
+enum { KV_SHIFT = 16, OPERANDS = 0xFFFF }; /* of the word DTYPE */
 _Static_assert(HEAD_WORDS % 2 == 0, "parts are multiples of 8 bytes");
 
 /* A session's state on its way, in memory of its own. */
@@ -172,10 +173,12 @@ static void engine_words(const dsi_engine *e, uint32_t *head) {
     snprintf(kernels, sizeof kernels, "%.15s/%.15s", e->backend->id, caps.arch);
     head[MODEL_LOW] = (uint32_t)model;
     head[MODEL_HIGH] = (uint32_t)(model >> 32);
-    /* of operands; with A8 and E4M3 the cached rows are BF16 all the same */
+    /* of operands; with A8 and E4M3 the cached rows are BF16 all the same. In the upper half that
+     * of rows of 8 bits, else 0. */
     head[DTYPE] = e->options.activations == DSI_ACTIVATIONS_A8     ? DSI_DTYPE_I8
                   : e->options.activations == DSI_ACTIVATIONS_E4M3 ? DSI_DTYPE_E4M3
                                                                    : e->act;
+    if (e->kv_dtype != e->act) head[DTYPE] |= e->kv_dtype << KV_SHIFT;
     head[ATTENTION] = e->options.attention;
     head[LAYERS] = e->model->config.n_layers;
     head[COLUMNS] = (uint32_t)e->kv_columns;
@@ -393,6 +396,19 @@ static const char *attention_name(uint32_t attention) {
     return attention <= DSI_ATTENTION_EXPANDED ? names[attention] : "?";
 }
 
+static const char *kv_cache_name(uint32_t dtype_word) {
+    switch (dtype_word >> KV_SHIFT) {
+    case 0:
+        return dtype_word == DSI_DTYPE_F32 ? "f32" : "bf16";
+    case DSI_DTYPE_E4M3:
+        return "fp8";
+    case DSI_DTYPE_I8:
+        return "int8";
+    default:
+        return "?";
+    }
+}
+
 /* Is the file of this model, and of an engine that computes the same bits? */
 static dsi_status check_engine(const carrier *c, const image *m) {
     const dsi_engine *e = c->session->engine;
@@ -406,9 +422,12 @@ static dsi_status check_engine(const carrier *c, const image *m) {
                         "%08x%08x)",
                         c->path, head[MODEL_HIGH], head[MODEL_LOW], e->model->checkpoint.dir,
                         own[MODEL_HIGH], own[MODEL_LOW]);
+    const uint32_t operands = head[DTYPE] & OPERANDS, own_operands = own[DTYPE] & OPERANDS;
+    if (operands != own_operands)
+        return other_engine(c, "activations", dsi_dtype_name(operands),
+                            dsi_dtype_name(own_operands));
     if (head[DTYPE] != own[DTYPE])
-        return other_engine(c, "activations", dsi_dtype_name(head[DTYPE]),
-                            dsi_dtype_name(own[DTYPE]));
+        return other_engine(c, "kv_cache", kv_cache_name(head[DTYPE]), kv_cache_name(own[DTYPE]));
     memcpy(there, head + KERNELS, 32);
     memcpy(here, own + KERNELS, 32);
     if (memcmp(there, here, sizeof here) != 0) return other_engine(c, "kernels", there, here);

@@ -154,7 +154,7 @@ static const char *best_kernels(void) {
 
 /* ---- MLA, absorbed --------------------------------------------------------------------------- */
 
-enum { HEADS = 19, RANK = 24, ROPE = 8 };
+enum { HEADS = 19, RANK = 32, ROPE = 8 };
 /* Where pieces of the context end (multiples of 1,024), and one that is its own first row. */
 static const int32_t LENGTHS[MAX_SEQS] = {2900, 1024, 3074, 1}, COUNTS[MAX_SEQS] = {1, 9, 3, 1};
 static const dsi_attr_mla MLA = {sizeof MLA, HEADS, 16, ROPE, 16, RANK, 0.7f, 0, NULL};
@@ -326,8 +326,134 @@ static void test_gqa(void **state) {
     close_bench(&b);
 }
 
+/* ---- Cached rows of 8 bits ------------------------------------------------------------------- */
+
+enum { CACHED = MAX_SEQS * MAX_PAGES * DSI_PAGE_ROWS };
+
+/* What a row of these bytes means, with n_heads runs of `columns`; and how far it is from x. */
+static void read_coded(dsi_dtype dtype, const uint8_t *row, const float *x, int64_t n_heads,
+                       int64_t columns, int64_t rest, uint16_t *values) {
+    const int64_t scales = (n_heads * columns + 3) / 4 * 4, n = n_heads * columns;
+    for (int64_t i = 0; i < n; i++) { /* no run is longer than 128 columns: a scale each */
+        const double scale = (double)dsi_load_f32(row + scales, i / columns);
+        const double code =
+            dtype == DSI_DTYPE_I8 ? (int8_t)row[i] : (double)dsi_e4m3_to_f32(row[i]);
+        const double step = dtype == DSI_DTYPE_I8 ? 0.5 : fmax(fabs(code) / 16, 0x1p-10);
+        if (fabs(code * scale - (double)x[i]) > 1.001 * step * scale)
+            fail_msg("%g is coded as %g * %g", (double)x[i], code, scale);
+        values[i] = dsi_f32_to_bf16((float)code * (float)scale);
+    }
+    memcpy(values + n, row + scales + 4 * n_heads, (size_t)rest * 2);
+    for (int64_t i = n; i < n + rest; i++) assert_int_equal(values[i], dsi_f32_to_bf16(x[i]));
+}
+
+/* Pages with the same random rows: coded, written by the operator, and what they mean in BF16. */
+static void coded_pages(bench *b, dsi_dtype dtype, int64_t n_heads, int64_t columns, int64_t rest,
+                        int64_t bytes, dsi_tensor pages[2]) {
+    const int64_t width = n_heads * columns + rest;
+    const dsi_attr_kv_write attr = {sizeof attr, 0, (uint32_t)n_heads, (uint32_t)columns};
+    dsi_tensor src = make(b, DSI_DTYPE_F32, width, CACHED, 3);
+    dsi_tensor slots = make(b, DSI_DTYPE_F32, 2, CACHED, 0);
+    slots.dtype = DSI_DTYPE_I64, slots.ne[0] = CACHED, slots.ne[1] = 1, slots.n_dims = 1;
+    for (int64_t i = 0; i < CACHED; i++) memcpy(slots.buf->data + 8 * i, &i, 8);
+    pages[0] = make(b, DSI_DTYPE_BF16, bytes / 2, CACHED, 0);
+    pages[0].dtype = dtype, pages[0].ne[0] = pages[0].stride[1] = bytes;
+    pages[1] = make(b, DSI_DTYPE_BF16, width, CACHED, 0);
+    run(b, DSI_OP_KV_WRITE, (const dsi_tensor *[]){&src, &slots}, 2, &pages[0], &attr);
+    for (int64_t i = 0; i < CACHED; i++)
+        read_coded(dtype, pages[0].buf->data + i * bytes,
+                   (const float *)(const void *)(src.buf->data + 4 * i * width), n_heads, columns,
+                   rest, (uint16_t *)(void *)(pages[1].buf->data + 2 * i * width));
+}
+
+/* Coded pages give the bits of BF16 pages with the values that the codes mean. */
+static void check_coded(dsi_dtype dtype, const char *kernels, uint32_t threads) {
+    static const int32_t lengths[2] = {700, 130}, counts[2] = {11, 4};
+    rows r, whole;
+    dsi_tensor pages[2], y[2];
+    make_rows(&r, MAX_SEQS, LENGTHS, COUNTS, false);
+    make_rows(&whole, 2, lengths, counts, true);
+    bench b = open_bench(threads, kernels), g = open_bench(threads, kernels);
+    dsi_attr_mla absorbed = MLA, expanded = EXPANDED;
+    dsi_attr_gqa grouped = GQA;
+    absorbed.batch = grouped.batch = &r.batch, expanded.batch = &whole.batch;
+    coded_pages(&b, dtype, 1, RANK, ROPE, 64, pages);
+    dsi_tensor q = make(&b, DSI_DTYPE_BF16, HEADS * (RANK + ROPE), r.batch.n_rows, 1);
+    for (int i = 0; i < 2; i++) {
+        y[i] = make(&b, DSI_DTYPE_F32, HEADS * RANK, r.batch.n_rows, 0);
+        run(&b, DSI_OP_MLA_ATTEND, (const dsi_tensor *[]){&q, &pages[i]}, 2, &y[i], &absorbed);
+    }
+    same_bits(&y[0], &y[1], 0, "absorbed");
+    close_bench(&b);
+    b = open_bench(threads, kernels);
+    coded_pages(&b, dtype, 1, RANK, ROPE, 64, pages);
+    q = make(&b, DSI_DTYPE_F32, X_HEADS * (NOPE + ROPE), whole.batch.n_rows, 1);
+    dsi_tensor w = make(&b, DSI_DTYPE_F32, RANK, X_HEADS * (NOPE + VALUE), 0.3);
+    for (int i = 0; i < 2; i++) {
+        y[i] = make(&b, DSI_DTYPE_F32, X_HEADS * VALUE, whole.batch.n_rows, 0);
+        run(&b, DSI_OP_MLA_EXPAND_ATTEND, (const dsi_tensor *[]){&q, &w, &pages[i]}, 3, &y[i],
+            &expanded);
+    }
+    same_bits(&y[0], &y[1], 0, "expanded");
+    coded_pages(&g, dtype, 2 * KV_HEADS, DIM, 0, 96, pages);
+    q = make(&g, DSI_DTYPE_F32, KV_HEADS * GROUP * DIM, r.batch.n_rows, 1);
+    for (int i = 0; i < 2; i++) {
+        y[i] = make(&g, DSI_DTYPE_F32, KV_HEADS * GROUP * DIM, r.batch.n_rows, 0);
+        run(&g, DSI_OP_GQA_ATTEND, (const dsi_tensor *[]){&q, &pages[i]}, 2, &y[i], &grouped);
+    }
+    same_bits(&y[0], &y[1], 0, "grouped");
+    close_bench(&g);
+    close_bench(&b);
+}
+
+static void test_coded_pages(void **state) {
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        const dsi_dtype dtype = i ? DSI_DTYPE_I8 : DSI_DTYPE_E4M3;
+        check_coded(dtype, best_kernels(), 1);
+        check_coded(dtype, best_kernels(), 7);
+        if (dsi_isa_detect() & DSI_ISA_AVX2) check_coded(dtype, "avx2", 2);
+    }
+}
+
+/* The layout that is promised for DeepSeek-V3, and groups with nothing or something broken in them.
+ */
+static void test_coded_row(void **state) {
+    (void)state;
+    const dsi_kv_row row = dsi_kv_row_of(1, 512, 64);
+    assert_true(row.scales == 512 && row.tail == 528 && row.n_bytes == 656);
+    bench b = open_bench(1, "ref");
+    float x[576] = {0};
+    _Alignas(16) uint8_t coded[656];
+    x[0] = 448, x[1] = -224, x[2] = 1.0625f; /* scale 1 as E4M3 */
+    x[128] = 254, x[129] = -127, x[130] = 3; /* scale 2 as int8 */
+    x[200] = 0x1p-101f - 0x1p-130f;          /* passes for 0 only where it is alone */
+    x[256] = 0x1p-101f;
+    x[384] = INFINITY, x[385] = 1;
+    x[512] = 1.5f, x[575] = -2;
+    for (int i = 0; i < 2; i++) {
+        const dsi_dtype dtype = i ? DSI_DTYPE_I8 : DSI_DTYPE_E4M3;
+        dsi_cpu_code_row(b.dev, &row, dtype, x, coded);
+        const float scale[2] = {i ? 448.0f / 127 : 1, i ? 2 : 254.0f / 448};
+        for (int k = 0; k < 2; k++) assert_true(dsi_load_f32(coded + 512, k) == scale[k]);
+        assert_true(dsi_load_f32(coded + 512, 2) == 0);
+        assert_true(isnan(dsi_load_f32(coded + 512, 3)));
+        assert_int_equal(coded[0], i ? 127 : 0x7E);
+        assert_int_equal(coded[1], i ? (uint8_t)-64 : 0xF6); /* -63.5 to even */
+        assert_int_equal(coded[2], i ? 0 : 0x38);            /* 1.0625 to 1 */
+        assert_int_equal(coded[128], i ? 127 : 0x7E);
+        assert_int_equal(coded[129], i ? (uint8_t)-64 : 0xF6);
+        assert_int_equal(coded[130], i ? 2 : dsi_f32_to_e4m3(3 / scale[1])); /* 1.5 to even */
+        assert_int_equal(coded[256] | coded[257], 0);
+        assert_int_equal(dsi_load_u16(coded + 528, 0), 0x3FC0);
+        assert_int_equal(dsi_load_u16(coded + 528, 63), 0xC000);
+    }
+    close_bench(&b);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_mla), cmocka_unit_test(test_expanded),
-                                       cmocka_unit_test(test_gqa)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_mla), cmocka_unit_test(test_expanded), cmocka_unit_test(test_gqa),
+        cmocka_unit_test(test_coded_pages), cmocka_unit_test(test_coded_row)};
     return cmocka_run_group_tests_name("attention", tests, NULL, NULL);
 }

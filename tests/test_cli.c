@@ -361,6 +361,26 @@ static void verify_judges(void **state) {
 
 /* ---- run */
 
+/* A cache of 8 bits is smaller, in the plan too, and answers. */
+static void run_with_small_cache(void **state) {
+    (void)state;
+    static const char *const types[] = {"bf16", "fp8", "int8"};
+    /* 128 latents, a scale, 32 rotated columns in 6 layers; rows of 8 bits are whole 16 bytes */
+    static const char *const bytes[] = {"\"kv_bytes_per_token\": 1920,",
+                                        "\"kv_bytes_per_token\": 1248,",
+                                        "\"kv_bytes_per_token\": 1248,"};
+    for (int i = 0; i < 3; i++) {
+        cli_result result = RUN(0, "inspect", "-m", TINY, "--kv-cache", types[i], "--json");
+        assert_non_null(strstr(result.out, bytes[i]));
+        result = RUN(0, "run", "-m", TINY, "--no-think", "--kv-cache", types[i], TICKET);
+        assert_true(result.n_out > 2);
+    }
+    cli_result result = RUN(2, "run", "-m", TINY, "--kv-cache", "int4", TICKET);
+    assert_non_null(strstr(result.err, "bf16"));
+    result = RUN(2, "run", "-m", TINY, "--kv-cache", "fp8", "--activations", "f32", TICKET);
+    assert_non_null(strstr(result.err, "activations bf16"));
+}
+
 static void run_answers(void **state) {
     (void)state;
     cli_result result = RUN(0, "run", "-m", TINY, "--no-think", TICKET);
@@ -519,6 +539,7 @@ int main(void) {
         cmocka_unit_test(tokenize_takes_texts),
         cmocka_unit_test(inspect_adds_up),
         cmocka_unit_test(verify_judges),
+        cmocka_unit_test(run_with_small_cache),
         cmocka_unit_test(run_answers),
         cmocka_unit_test(run_reasons_and_stops),
         cmocka_unit_test(run_survives_its_surroundings),

@@ -29,7 +29,7 @@ static uint64_t hash_bytes(const void *data, size_t n) { /* FNV-1a */
 typedef struct layout {
     uint32_t chunk, threads;
     bool beside_others;
-    uint32_t activations;
+    uint32_t activations, kv_cache;
 } layout;
 
 static dsi_session *new_session(dsi_engine *e) {
@@ -59,6 +59,7 @@ static void run_layout(dsi_model *model, size_t vocab, const layout *l, const ch
     dsi_engine_options_init(&o);
     o.n_threads = l->threads;
     o.activations = l->activations;
+    o.kv_cache = l->kv_cache;
     o.chunk_tokens = l->chunk;
     o.max_context = N_ROWS + 6;
     o.kv_tokens = 8 * (N_ROWS + 64);
@@ -90,7 +91,8 @@ static void run_layout(dsi_model *model, size_t vocab, const layout *l, const ch
 }
 
 /* `full`: every combination; else each layout of a prompt, threads and company at least once. */
-static void check_model(const char *dir, const char *kernels, uint32_t activations, bool full) {
+static void check_cache(const char *dir, const char *kernels, uint32_t activations,
+                        uint32_t kv_cache, bool full) {
     dsi_model *model;
     dsi_model_info info = {.struct_size = sizeof info};
     if (dsi_model_open(dir, NULL, &model) != DSI_OK) fail_msg("%s", dsi_last_error(NULL));
@@ -101,7 +103,7 @@ static void check_model(const char *dir, const char *kernels, uint32_t activatio
     for (int c = 0; c < 4; c++)
         for (uint32_t threads = 1; threads <= 3; threads++)
             for (int others = 0; others < 2; others++) {
-                layout l = {chunks[c], threads, others != 0, activations};
+                layout l = {chunks[c], threads, others != 0, activations, kv_cache};
                 if (SLOW_BUILD && (chunks[c] == 1 || threads != 2)) continue;
                 if (!full && (c == 0 ? others && threads != 3 : threads != 2)) continue;
                 memset(hashes, 0, sizeof hashes);
@@ -115,6 +117,10 @@ static void check_model(const char *dir, const char *kernels, uint32_t activatio
     print_message("%s, %s kernels: %u layouts, %d rows each, all hashes equal\n", dir, kernels,
                   n_layouts, N_ROWS);
     dsi_model_close(model);
+}
+
+static void check_model(const char *dir, const char *kernels, uint32_t activations, bool full) {
+    check_cache(dir, kernels, activations, DSI_KV_CACHE_BF16, full);
 }
 
 /* The best set of this machine takes every layout, the others a selection. */
@@ -163,11 +169,23 @@ static void test_exact_integers(void **state) {
     }
 }
 
+/* A cached row is coded from itself alone. */
+static void test_exact_kv_cache(void **state) {
+    (void)state;
+    const char *kernels[KERNEL_SETS];
+    size_t n = kernel_sets(kernels);
+    check_cache("tests/data/golden/v3-fp8", kernels[n - 1], DSI_ACTIVATIONS_BF16, DSI_KV_CACHE_FP8,
+                false);
+    check_cache("tests/data/golden/v3-fp8", kernels[n - 1], DSI_ACTIVATIONS_BF16, DSI_KV_CACHE_INT8,
+                false);
+    check_cache("tests/data/golden/qwen2", kernels[n - 1], DSI_ACTIVATIONS_BF16, DSI_KV_CACHE_FP8,
+                false);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_exact_v3_fp8),
-        cmocka_unit_test(test_exact_qwen2),
-        cmocka_unit_test(test_exact_integers),
+        cmocka_unit_test(test_exact_v3_fp8),   cmocka_unit_test(test_exact_qwen2),
+        cmocka_unit_test(test_exact_integers), cmocka_unit_test(test_exact_kv_cache),
         cmocka_unit_test(test_exact_tiny_gov),
     };
     return cmocka_run_group_tests_name("exact", tests, NULL, NULL);

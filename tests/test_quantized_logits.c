@@ -36,6 +36,7 @@ static dsi_model *open_folder(const char *dir) {
     return model;
 }
 
+static uint32_t kv_cache = DSI_KV_CACHE_BF16; /* of the engines that follow */
 /* Logits of all n tokens, [n][vocab]; the caller frees them. */
 static float *logits_of(dsi_model *model, uint32_t activations, const char *kernels,
                         const int32_t *tokens, size_t n) {
@@ -47,6 +48,7 @@ static float *logits_of(dsi_model *model, uint32_t activations, const char *kern
     dsi_session_options_init(&so);
     assert_int_equal(dsi_model_get_info(model, &info), DSI_OK);
     o.activations = activations;
+    o.kv_cache = kv_cache;
     o.kernels = kernels;
     o.n_threads = 2;
     o.max_context = 512;
@@ -182,6 +184,10 @@ static void test_perplexity(void **state) {
     free(file.data);
     double base = perplexity(model, DSI_ACTIVATIONS_BF16, records);
     judge("BF16", base, base, 0);
+    for (kv_cache = DSI_KV_CACHE_FP8; kv_cache <= DSI_KV_CACHE_INT8; kv_cache++)
+        judge(kv_cache == DSI_KV_CACHE_FP8 ? "BF16, fp8 cache" : "BF16, int8 cache",
+              perplexity(model, DSI_ACTIVATIONS_BF16, records), base, 0.01);
+    kv_cache = DSI_KV_CACHE_BF16;
     dsi_model_close(model);
     const struct {
         const stored_form *form;

@@ -55,7 +55,9 @@ typedef struct dsi_tensor {
     X(DSI_OP_LINEAR_SWIGLU, 4)                                                                     \
     /* x F32 [R][heads][dim], positions I32 [R], inv_freq F32 [dim/2] -> x (dsi_attr_rope) */      \
     X(DSI_OP_ROPE, 5)                                                                              \
-    /* src F32 [R][width], slots I64 [R] -> pages act [.][64][row], column (dsi_attr_kv_write) */  \
+    /* src F32 [R][width], slots I64 [R] -> pages [.][64][row], column (dsi_attr_kv_write); pages  \
+     */                                                                                            \
+    /* are act here and in the operators of attention, or rows of 8 bits (see there) */            \
     X(DSI_OP_KV_WRITE, 6)                                                                          \
     /* kv_b [heads][nope + v][kv_lora] in these ops may also be two matrices, as GGUF has them: */ \
     /* k_b [heads][kv_lora][nope], v_b [heads][v][kv_lora] */                                      \
@@ -105,9 +107,21 @@ typedef struct dsi_attr_rope {
     uint32_t interleaved; /* 1: pairs (2i, 2i+1); 0: pairs (i, i + dim/2) */
     double factor;        /* on cos and sin */
 } dsi_attr_rope;
+/* Pages of dtype E4M3 or I8 hold rows of 8 bits; ne[0] and stride[1] are then the bytes of a row, a
+ * multiple of 16. n_heads runs of head_columns values are coded, what src has behind them is not:
+ *   codes   E4M3 or int8, one byte a value, filled up to a multiple of 4
+ *   scales  f32, one for every 128 columns of each run: value = code * scale
+ *   rest    BF16
+ * MLA: one run of kv_lora_rank columns, the rest are the rotated ones: with 512 and 64 of them 656
+ * bytes (512 + 4 scales + 64 BF16), as FlashMLA lays out an FP8 cache. Grouped-query attention: the
+ * keys, then the values of all KV heads, n_heads = 2 * n_kv_heads, no rest. scale = max |x| / 448,
+ * or / 127; 0 below a maximum of 2^-100; NaN where a value is not finite. Products read code *
+ * scale rounded to BF16. */
 typedef struct dsi_attr_kv_write {
     uint32_t struct_size;
-    uint32_t column; /* first column of the page row that is written */
+    uint32_t column;  /* first column of the page row that is written; 0 if it is of 8 bits */
+    uint32_t n_heads; /* of rows of 8 bits alone, as head_columns is */
+    uint32_t head_columns;
 } dsi_attr_kv_write;
 
 /* The rows of a ragged batch, for the attention operators. Host arrays: valid during op_run.

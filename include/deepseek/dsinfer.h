@@ -134,7 +134,7 @@ DSI_API void dsi_model_close(dsi_model *model); /* NULL is allowed */
  * with multipliers of their own, everything else is as with BF16; for checkpoints that have such
  * weights alone. E4M3: those that meet FP8 weights are rounded to E4M3 by row and 128 columns, as
  * DeepSeek's own code for GPUs does; for FP8 checkpoints alone, and slow: to compare with such an
- * engine. KV is F32 with F32, else BF16. */
+ * engine. KV is F32 with F32, else what kv_cache says. */
 enum {
     DSI_ACTIVATIONS_BF16 = 0,
     DSI_ACTIVATIONS_F32 = 1,
@@ -164,6 +164,14 @@ enum { DSI_MODE_EXACT = 0, DSI_MODE_FAST = 1 };
  * included; the two libraries are used wherever they can; without them the own kernels are. */
 enum { DSI_GEMM_AUTO = 0, DSI_GEMM_OWN = 1, DSI_GEMM_ONEDNN = 2, DSI_GEMM_OPENBLAS = 3 };
 
+/* What a cached row is kept as. BF16: as products take it (F32 with activations F32). FP8, INT8: in
+ * 8 bits, rounded once when the row is written and read as BF16: for contexts that are larger than
+ * memory, at a small loss. Of MLA the latents, each 128 columns with a scale of their own (f32), as
+ * E4M3 or int8; the rotated columns stay BF16: a token of DeepSeek-V3 has 512 codes, 4 scales, 64
+ * BF16 = 656 bytes a layer instead of 1,152. Of grouped-query attention keys and values of each
+ * head. Exact mode holds with each of them. Not with activations F32. */
+enum { DSI_KV_CACHE_BF16 = 0, DSI_KV_CACHE_FP8 = 1, DSI_KV_CACHE_INT8 = 2 };
+
 typedef struct dsi_engine_options {
     uint32_t struct_size;
     uint32_t n_threads;    /* default 0: one per core, at most what the control group pays for */
@@ -182,7 +190,7 @@ typedef struct dsi_engine_options {
     uint32_t mode;         /* DSI_MODE_*; default EXACT */
     uint32_t gemm;         /* DSI_GEMM_*, in FAST; default AUTO */
     uint32_t weights;      /* DSI_WEIGHTS_*; default AUTO */
-    uint32_t reserved;
+    uint32_t kv_cache;     /* DSI_KV_CACHE_*; default BF16 */
 } dsi_engine_options;
 DSI_API void dsi_engine_options_init(dsi_engine_options *options);
 
@@ -391,9 +399,10 @@ DSI_API dsi_status dsi_session_logprobs(const dsi_session *session, float *logpr
 
 /* Writes the timeline with its KV rows to a file: first beside it, then in its place, so that
  * `path` holds the old or the new state, never half. restore reads it back into an empty session of
- * the same model, activation type and kernels: all is checked before anything changes. The options
- * stay those of the session; with equal ones the answer goes on bit for bit. Errors: IO, FORMAT
- * (damaged), MODEL (of another model), STATE (of another kind of engine; not empty), CONTEXT. */
+ * the same model, activation type, kv_cache and kernels: all is checked before anything changes.
+ * The options stay those of the session; with equal ones the answer goes on bit for bit. Errors:
+ * IO, FORMAT (damaged), MODEL (of another model), STATE (of another kind of engine; not empty),
+ * CONTEXT. */
 DSI_API dsi_status dsi_session_save(dsi_session *session, const char *path);
 DSI_API dsi_status dsi_session_restore(dsi_session *session, const char *path);
 

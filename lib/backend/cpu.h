@@ -4,6 +4,7 @@
 
 #include "../../kernels/kernels.h"
 #include "../base/base.h"
+#include "../base/kv_row.h"
 #include "../base/pool.h"
 #include <deepseek/backend.h>
 #include <stdatomic.h>
@@ -118,6 +119,23 @@ static inline int32_t dsi_cpu_visible_rows(const dsi_batch *batch, int64_t r, in
 static inline dsi_attend_fn dsi_cpu_attend(const dsi_dev *dev, dsi_dtype kv_dtype) {
     return kv_dtype == DSI_DTYPE_F32 ? dev->kernels.attend_f32 : dev->kernels.attend_bf16;
 }
+
+/* ---- Cached rows of 8 bits (cpu_cache.c) */
+
+/* Are these pages of codes? Products read them as BF16 then. */
+static inline bool dsi_cpu_is_coded(dsi_dtype kv_dtype) {
+    return kv_dtype == DSI_DTYPE_E4M3 || kv_dtype == DSI_DTYPE_I8;
+}
+/* The type of the operands that pages of a type are, or are decoded to. */
+static inline dsi_dtype dsi_cpu_kv_act(dsi_dtype kv_dtype) {
+    return dsi_cpu_is_coded(kv_dtype) ? DSI_DTYPE_BF16 : kv_dtype;
+}
+/* x [heads * columns + rest] as a row of the pages. */
+void dsi_cpu_code_row(const dsi_dev *dev, const dsi_kv_row *row, dsi_dtype dtype, const float *x,
+                      uint8_t *to);
+/* The columns of run `head` of n rows from number `first` on, as BF16 [n][stride]. */
+void dsi_cpu_decode_rows(const dsi_dev *dev, const dsi_kv_row *row, const dsi_tensor *pages,
+                         int64_t first, int64_t n, int64_t head, uint16_t *to, int64_t stride);
 
 /* Stores n f32 values as `dtype` (F32 or BF16). */
 void dsi_cpu_store(const dsi_dev *dev, const float *x, void *y, dsi_dtype dtype, int64_t n);

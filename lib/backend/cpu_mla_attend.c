@@ -28,6 +28,8 @@ typedef struct attend_job {
     int64_t n_heads, width, kv_lora; /* width: kv_lora + rope */
     int64_t rows, heads;             /* of one task, at most */
     bool split;
+    dsi_kv_row row; /* of pages of 8 bits */
+    uint16_t *page; /* of those: this thread's page, decoded */
 } attend_job;
 
 /* Queries that are computed together: heads [h0, h1) of rows [r0, r1) of one sequence. Several rows
@@ -71,6 +73,7 @@ static sums take_sums(dsi_cpu_arena *arena, const attend_job *job, int64_t n) {
  * task has sums, and every thread slots for pieces. */
 typedef struct room {
     sums task, piece;
+    uint16_t *page;      /* [64][kv_lora] of decoded latents, if they are of 8 bits */
     dsi_cpu_arena split; /* used + base: what the split needs begins there */
 } room;
 
@@ -81,6 +84,8 @@ static room carve(const attend_job *job, uint8_t *base, uint32_t thread, uint64_
     for (int64_t i = 0; i < n_threads; i++) {
         room r = {.task = take_sums(&arena, job, QUERIES),
                   .piece = take_sums(&arena, job, QUERIES)};
+        if (dsi_cpu_is_coded(job->run->op->in[1]->dtype))
+            r.page = dsi_cpu_take(&arena, DSI_PAGE_ROWS * job->kv_lora * 2);
         if (i == (int64_t)thread) own = r;
     }
     own.split = arena;
@@ -96,21 +101,37 @@ static attend_job job_of(const dsi_cpu_run *run) {
                         .batch = a->batch,
                         .n_heads = a->n_heads,
                         .width = (int64_t)a->kv_lora_rank + a->qk_rope_head_dim,
-                        .kv_lora = a->kv_lora_rank};
+                        .kv_lora = a->kv_lora_rank,
+                        .row = dsi_kv_row_of(1, a->kv_lora_rank, a->qk_rope_head_dim)};
 }
 
 dsi_status dsi_cpu_mla_attend_check(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {
     dsi_cpu_run run = {dev, op, NULL};
     attend_job job = job_of(&run);
     const dsi_tensor *q = op->in[0], *pages = op->in[1], *o = op->out[0];
-    bool ok = dsi_cpu_is_act(q->dtype) && pages->dtype == q->dtype && dsi_cpu_is_act(o->dtype) &&
-              q->ne[0] == job.n_heads * job.width && pages->ne[0] >= job.width &&
+    bool ok = dsi_cpu_is_act(q->dtype) && dsi_cpu_kv_act(pages->dtype) == q->dtype &&
+              dsi_cpu_is_act(o->dtype) && q->ne[0] == job.n_heads * job.width &&
+              pages->ne[0] >= (dsi_cpu_is_coded(pages->dtype) ? job.row.n_bytes : job.width) &&
               o->ne[0] == job.n_heads * job.kv_lora;
     if (ok) carve(&job, NULL, 0, workspace);
     return dsi_cpu_require(dev, op, ok, "types or shapes of q', pages, o do not fit");
 }
 
 /* ---- Sums of a piece, merged sums, results --------------------------------------------------- */
+
+/* The first n rows of the page that begins with cached row `first`: as they lie, or decoded but for
+ * the rope columns. */
+static void use_page(const attend_job *job, int64_t first, int64_t n, dsi_attend_args *a) {
+    const dsi_tensor *pages = job->run->op->in[1];
+    a->k0 = a->v = dsi_cpu_at(pages, first, 0);
+    if (!job->page) return;
+    dsi_cpu_decode_rows(job->run->dev, &job->row, pages, first, n, 0, job->page, job->kv_lora);
+    a->k1 = (const uint8_t *)a->k0 + job->row.tail;
+    a->k1_stride = pages->stride[1] / 2;
+    a->k0 = a->v = job->page;
+    a->k0_stride = a->v_stride = a->d0 = job->kv_lora;
+    a->d1 = job->row.rest;
+}
 
 /* Piece number `piece` of the context of a task. */
 static void attend_piece(const attend_job *job, const task *t, int64_t piece, const sums *s) {
@@ -140,7 +161,8 @@ static void attend_piece(const attend_job *job, const task *t, int64_t piece, co
     for (int64_t p = piece * SPLIT_PAGES; p < end; p++) {
         for (int64_t i = 0; i < n; i++)
             limit[i] = dsi_cpu_visible_rows(job->batch, t->r0 + i / n_heads, p);
-        a.k0 = a.v = dsi_cpu_at(pages, dsi_cpu_page_row(job->batch, t->r0, p), 0);
+        use_page(job, dsi_cpu_page_row(job->batch, t->r0, p),
+                 dsi_min_i64(DSI_PAGE_ROWS, last + 1 - p * DSI_PAGE_ROWS), &a);
         a.next_bytes = (p + 1) * DSI_PAGE_ROWS <= last ? page_bytes : 0;
         if (a.next_bytes) a.next = dsi_cpu_at(pages, dsi_cpu_page_row(job->batch, t->r0, p + 1), 0);
         attend(&a);
@@ -302,6 +324,7 @@ static void attend_rows(void *context, uint32_t thread, uint32_t n_threads) {
     attend_job job = job_of(context);
     uint64_t total;
     room own = carve(&job, job.run->workspace, thread, &total);
+    job.page = own.page;
     cut_tasks(&job, n_threads);
     if (job.split)
         run_pieces(&job, &own, thread, n_threads);

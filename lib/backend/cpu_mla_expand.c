@@ -16,24 +16,28 @@ typedef struct expand_job {
     int64_t row0, n_rows; /* the rows of one sequence that are in flight */
     int64_t q_dim, head_rows;
     bool halves; /* k_b and v_b instead of kv_b */
+    bool coded;  /* pages of 8 bits */
+    dsi_dtype act;
+    dsi_kv_row row; /* of such pages */
 } expand_job;
 
 /* What a thread needs for one head and n rows of the chunk. */
 typedef struct room {
-    uint8_t *kv;    /* act [CONTEXT][nope + v] */
-    uint8_t *q;     /* act [n][nope + rope] */
-    float *sums;    /* [n][v] unnormalised */
-    float *m, *l;   /* [n] */
-    int32_t *limit; /* [n] */
-    float *tile;    /* [CONTEXT][nope + v] */
-    float *latents; /* [DSI_PAGE_ROWS][kv_lora] as f32, with k_b and v_b alone */
-    void *panel;    /* matmul scratch */
+    uint8_t *kv;       /* act [CONTEXT][nope + v] */
+    uint8_t *q;        /* act [n][nope + rope] */
+    float *sums;       /* [n][v] unnormalised */
+    float *m, *l;      /* [n] */
+    int32_t *limit;    /* [n] */
+    float *tile;       /* [CONTEXT][nope + v] */
+    uint16_t *decoded; /* [CONTEXT][kv_lora] of pages of 8 bits */
+    float *latents;    /* [DSI_PAGE_ROWS][kv_lora] as f32, with k_b and v_b alone */
+    void *panel;       /* matmul scratch */
 } room;
 
 static room carve(const expand_job *job, int64_t n, uint8_t *base, uint32_t thread,
                   uint64_t *total) {
     const dsi_attr_mla *a = job->attr;
-    const int64_t act = dsi_dtype_bytes(job->run->op->in[2]->dtype);
+    const int64_t act = dsi_dtype_bytes(job->act);
     dsi_cpu_arena arena = {base, 0};
     room own = {0};
     for (uint32_t i = 0; i < job->run->dev->n_threads; i++) {
@@ -47,6 +51,7 @@ static room carve(const expand_job *job, int64_t n, uint8_t *base, uint32_t thre
         r.tile = dsi_cpu_take(&arena, CONTEXT * job->head_rows * 4);
         r.panel = dsi_cpu_take(&arena, dsi_matmul_scratch_bytes(a->kv_lora_rank));
         r.latents = dsi_cpu_take(&arena, job->halves ? DSI_PAGE_ROWS * a->kv_lora_rank * 4 : 0);
+        r.decoded = dsi_cpu_take(&arena, job->coded ? CONTEXT * (int64_t)a->kv_lora_rank * 2 : 0);
         if (i == thread) own = r;
     }
     *total = arena.used;
@@ -61,7 +66,10 @@ static expand_job job_of(const dsi_cpu_run *run) {
                         .n_rows = dsi_cpu_rows(run->op->in[0]),
                         .q_dim = (int64_t)a->qk_nope_head_dim + a->qk_rope_head_dim,
                         .head_rows = (int64_t)a->qk_nope_head_dim + a->v_head_dim,
-                        .halves = run->op->n_in == 4};
+                        .halves = run->op->n_in == 4,
+                        .coded = dsi_cpu_is_coded(run->op->in[2]->dtype),
+                        .act = dsi_cpu_kv_act(run->op->in[2]->dtype),
+                        .row = dsi_kv_row_of(1, a->kv_lora_rank, a->qk_rope_head_dim)};
 }
 
 /* kv_b, or per head W_UK transposed (k_b) and W_UV (v_b). */
@@ -81,7 +89,9 @@ dsi_status dsi_cpu_mla_expand_attend_check(dsi_dev *dev, const dsi_op *op, uint6
     const expand_job job = job_of(&run);
     const dsi_attr_mla *a = job.attr;
     const dsi_tensor *q = op->in[0], *pages = op->in[2], *y = op->out[0];
-    bool ok = q->dtype == DSI_DTYPE_F32 && dsi_cpu_is_act(pages->dtype) &&
+    bool ok = q->dtype == DSI_DTYPE_F32 && dsi_cpu_is_act(job.act) &&
+              pages->ne[0] >=
+                  (job.coded ? job.row.n_bytes : (int64_t)a->kv_lora_rank + a->qk_rope_head_dim) &&
               dsi_cpu_is_act(y->dtype) && weights_ok(&job) &&
               q->ne[0] == (int64_t)a->n_heads * job.q_dim &&
               y->ne[0] == (int64_t)a->n_heads * a->v_head_dim;
@@ -89,16 +99,42 @@ dsi_status dsi_cpu_mla_expand_attend_check(dsi_dev *dev, const dsi_op *op, uint6
     return dsi_cpu_require(dev, op, ok, "types or shapes of q, kv_b, pages, y do not fit");
 }
 
+/* Rows of latents in the type of operands: row i of the step is row rows[i] from x on. */
+typedef struct latents {
+    const uint8_t *x;
+    int64_t stride;
+    int32_t rows[CONTEXT];
+} latents;
+
+/* Cached rows [first, first + n): where they lie, or decoded. */
+static void find_latents(const expand_job *job, const room *own, int64_t first, int64_t n,
+                         latents *found) {
+    const dsi_tensor *pages = job->run->op->in[2];
+    const int64_t kv_lora = job->attr->kv_lora_rank;
+    found->x = job->coded ? (const uint8_t *)own->decoded : dsi_cpu_data(pages);
+    found->stride = job->coded ? kv_lora : pages->stride[1];
+    for (int64_t j = 0; j < n; j += DSI_PAGE_ROWS) {
+        const int64_t page = dsi_cpu_page_row(job->batch, job->row0, (first + j) / DSI_PAGE_ROWS);
+        const int64_t m = dsi_min_i64(DSI_PAGE_ROWS, n - j);
+        for (int64_t i = 0; i < m; i++)
+            found->rows[j + i] = (int32_t)(job->coded ? j + i : page + i);
+        if (job->coded)
+            dsi_cpu_decode_rows(job->run->dev, &job->row, pages, page, m, 0,
+                                own->decoded + j * kv_lora, kv_lora);
+    }
+}
+
 /* Keys by the transposed product with k_b: page by page, for its operand is f32. */
-static void expand_keys(const expand_job *job, const room *own, int64_t head, const int32_t *rows,
+static void expand_keys(const expand_job *job, const room *own, int64_t head, const latents *from,
                         int64_t n) {
-    const dsi_tensor *k_b = job->run->op->in[1], *pages = job->run->op->in[2];
+    const dsi_tensor *k_b = job->run->op->in[1];
     const int64_t latent = job->attr->kv_lora_rank;
     for (int64_t j = 0; j < n; j += DSI_PAGE_ROWS) {
         const int64_t m = dsi_min_i64(DSI_PAGE_ROWS, n - j);
         for (int64_t i = 0; i < m; i++)
-            dsi_widen(pages->dtype, dsi_cpu_at(pages, rows[j + i], 0), own->latents + i * latent,
-                      (uint64_t)latent);
+            dsi_widen(job->act,
+                      from->x + from->rows[j + i] * from->stride * dsi_dtype_bytes(job->act),
+                      own->latents + i * latent, (uint64_t)latent);
         dsi_matmul_t_args a = {.x = own->latents,
                                .x_stride = latent,
                                .y = own->tile + j * job->head_rows,
@@ -112,25 +148,23 @@ static void expand_keys(const expand_job *job, const room *own, int64_t head, co
 
 /* Keys and values of head `head` for cached rows [first, first + n), n <= CONTEXT. */
 static void expand(const expand_job *job, const room *own, int64_t head, int64_t first, int64_t n) {
-    const dsi_tensor *w = job->run->op->in[job->halves ? 3 : 1], *pages = job->run->op->in[2];
+    const dsi_tensor *w = job->run->op->in[job->halves ? 3 : 1];
     const int64_t nope = job->halves ? job->attr->qk_nope_head_dim : 0;
     const int64_t columns = job->head_rows - nope; /* of this product */
-    int32_t rows[CONTEXT];
-    for (int64_t i = 0; i < n; i++)
-        rows[i] = (int32_t)(dsi_cpu_page_row(job->batch, job->row0, (first + i) / DSI_PAGE_ROWS) +
-                            (first + i) % DSI_PAGE_ROWS);
-    dsi_matmul_args a = {.x = dsi_cpu_data(pages),
-                         .x_stride = pages->stride[1],
-                         .x_rows = rows,
+    latents from;
+    find_latents(job, own, first, n, &from);
+    dsi_matmul_args a = {.x = from.x,
+                         .x_stride = from.stride,
+                         .x_rows = from.rows,
                          .y = own->tile + nope,
                          .y_stride = job->head_rows,
                          .m = n,
                          .n0 = head * columns,
                          .n1 = (head + 1) * columns,
                          .scratch = own->panel};
-    if (job->halves) expand_keys(job, own, head, rows, n);
-    dsi_cpu_matmul(job->run->dev, w, pages->dtype, &a)(&a);
-    dsi_cpu_store(job->run->dev, own->tile, own->kv, pages->dtype, n * job->head_rows);
+    if (job->halves) expand_keys(job, own, head, &from, n);
+    dsi_cpu_matmul(job->run->dev, w, job->act, &a)(&a);
+    dsi_cpu_store(job->run->dev, own->tile, own->kv, job->act, n * job->head_rows);
 }
 
 /* n rows of the chunk from row r on against the expanded page p; kv: its first row. */
@@ -138,7 +172,7 @@ static void attend_page(const expand_job *job, const room *own, const uint8_t *k
                         int64_t r, int64_t n) {
     const dsi_attr_mla *s = job->attr;
     const dsi_tensor *pages = job->run->op->in[2];
-    const int64_t act = dsi_dtype_bytes(pages->dtype), nope = s->qk_nope_head_dim;
+    const int64_t act = dsi_dtype_bytes(job->act), nope = s->qk_nope_head_dim;
     for (int64_t i = 0; i < n; i++)
         own->limit[i] = dsi_cpu_visible_rows(job->batch, job->row0 + r + i, p);
     const int64_t page = dsi_cpu_page_row(job->batch, job->row0, p);
@@ -146,8 +180,9 @@ static void attend_page(const expand_job *job, const room *own, const uint8_t *k
                          .q_stride = job->q_dim,
                          .k0 = kv,
                          .k0_stride = job->head_rows,
-                         .k1 = dsi_cpu_at(pages, page, s->kv_lora_rank),
-                         .k1_stride = pages->stride[1],
+                         .k1 =
+                             dsi_cpu_at(pages, page, job->coded ? job->row.tail : s->kv_lora_rank),
+                         .k1_stride = job->coded ? pages->stride[1] / 2 : pages->stride[1],
                          .v = kv + nope * act,
                          .v_stride = job->head_rows,
                          .limit = own->limit,
@@ -161,19 +196,18 @@ static void attend_page(const expand_job *job, const room *own, const uint8_t *k
                          .d1 = s->qk_rope_head_dim,
                          .dv = s->v_head_dim,
                          .scale = s->scale};
-    dsi_cpu_attend(job->run->dev, pages->dtype)(&a);
+    dsi_cpu_attend(job->run->dev, job->act)(&a);
 }
 
 enum { STEP = 16 }; /* loops over floats in steps that compilers make vectors of */
 
 /* Head `head` for rows [r, r + n) of the chunk. */
 static void run_head(const expand_job *job, const room *own, int64_t head, int64_t r, int64_t n) {
-    const dsi_tensor *q = job->run->op->in[0], *pages = job->run->op->in[2];
-    const dsi_tensor *y = job->run->op->out[0];
-    const int64_t act = dsi_dtype_bytes(pages->dtype), v = job->attr->v_head_dim;
+    const dsi_tensor *q = job->run->op->in[0], *y = job->run->op->out[0];
+    const int64_t act = dsi_dtype_bytes(job->act), v = job->attr->v_head_dim;
     for (int64_t i = 0; i < n; i++) {
         dsi_cpu_store(job->run->dev, dsi_cpu_at(q, job->row0 + r + i, head * job->q_dim),
-                      own->q + i * job->q_dim * act, pages->dtype, job->q_dim);
+                      own->q + i * job->q_dim * act, job->act, job->q_dim);
         own->m[i] = -INFINITY, own->l[i] = 0;
     }
     memset(own->sums, 0, (size_t)(n * v) * sizeof *own->sums);

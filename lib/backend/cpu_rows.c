@@ -4,7 +4,7 @@
 #include <string.h>
 
 /* Multiply-adds that take as long as one element of a light op (load, convert, store). */
-enum { LIGHT = 8, SINE_COSINE = 128 };
+enum { LIGHT = 8, SINE_COSINE = 128, CODE = 64 };
 enum { STEP = 16 }; /* elements widened at once */
 
 /* ---- embed: x[r] = table[tokens[r]]
@@ -111,22 +111,50 @@ void dsi_cpu_rope_run(const dsi_cpu_run *run) {
     dsi_cpu_parallel(run->dev, rope_rows, run, work);
 }
 
+/* The coded row that the attributes describe, if the pages are of 8 bits. */
+static dsi_kv_row coded_row(const dsi_op *op) {
+    const dsi_attr_kv_write *a = op->attr;
+    int64_t n_coded = (int64_t)a->n_heads * a->head_columns;
+    return dsi_kv_row_of(a->n_heads, a->head_columns, op->in[0]->ne[0] - n_coded);
+}
 dsi_status dsi_cpu_kv_write_check(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {
     (void)workspace;
     const dsi_tensor *pages = op->out[0];
     const dsi_attr_kv_write *attr = op->attr;
-    bool ok = op->n_in == 2 && op->in[0]->dtype == DSI_DTYPE_F32 &&
-              op->in[1]->dtype == DSI_DTYPE_I64 && dsi_cpu_is_act(pages->dtype) &&
-              (int64_t)attr->column + op->in[0]->ne[0] <= pages->ne[0];
+    bool ok =
+        op->n_in == 2 && op->in[0]->dtype == DSI_DTYPE_F32 && op->in[1]->dtype == DSI_DTYPE_I64;
+    if (ok && dsi_cpu_is_coded(pages->dtype)) {
+        const dsi_kv_row row = coded_row(op);
+        ok = attr->column == 0 && row.heads * row.columns > 0 && row.rest >= 0 &&
+             pages->ne[0] >= row.n_bytes && pages->stride[1] % 16 == 0;
+    } else if (ok) {
+        ok = dsi_cpu_is_act(pages->dtype) &&
+             (int64_t)attr->column + op->in[0]->ne[0] <= pages->ne[0];
+    }
     return dsi_cpu_require(dev, op, ok, "src must be F32 and fit into a page row");
 }
-void dsi_cpu_kv_write_run(const dsi_cpu_run *run) {
+static void kv_write_rows(void *context, uint32_t thread, uint32_t n_threads) {
+    const dsi_cpu_run *run = context;
     const dsi_tensor *src = run->op->in[0], *pages = run->op->out[0];
     const int64_t *slots = dsi_cpu_data(run->op->in[1]);
     const dsi_attr_kv_write *attr = run->op->attr;
-    for (int64_t r = 0; r < dsi_cpu_rows(src); r++)
-        dsi_cpu_store(run->dev, dsi_cpu_at(src, r, 0), dsi_cpu_at(pages, slots[r], attr->column),
-                      pages->dtype, src->ne[0]);
+    const bool coded = dsi_cpu_is_coded(pages->dtype);
+    const dsi_kv_row row = coded ? coded_row(run->op) : (dsi_kv_row){0};
+    uint64_t r0, r1;
+    dsi_pool_share((uint64_t)dsi_cpu_rows(src), 1, thread, n_threads, &r0, &r1);
+    for (int64_t r = (int64_t)r0; r < (int64_t)r1; r++) {
+        void *to = dsi_cpu_at(pages, slots[r], attr->column);
+        if (coded)
+            dsi_cpu_code_row(run->dev, &row, pages->dtype, dsi_cpu_at(src, r, 0), to);
+        else
+            dsi_cpu_store(run->dev, dsi_cpu_at(src, r, 0), to, pages->dtype, src->ne[0]);
+    }
+}
+void dsi_cpu_kv_write_run(const dsi_cpu_run *run) {
+    const dsi_tensor *src = run->op->in[0];
+    bool coded = dsi_cpu_is_coded(run->op->out[0]->dtype);
+    dsi_cpu_parallel(run->dev, kv_write_rows, run,
+                     coded ? CODE * dsi_cpu_rows(src) * src->ne[0] : 0);
 }
 
 dsi_status dsi_cpu_gather_rows_check(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {

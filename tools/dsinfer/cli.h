@@ -37,6 +37,7 @@ typedef struct cli_options {
     const char *argument; /* the prompt, the text, or the command that help is wanted for */
     uint64_t max_memory, seed;
     uint32_t threads, chunk, context, activations, attention, mode, gemm, pin, weights, top_k;
+    uint32_t kv_cache; /* DSI_KV_CACHE_* */
     uint32_t max_tokens;
     uint32_t think; /* DSI_THINK_* */
     double temperature, top_p, min_p;

@@ -20,8 +20,10 @@ static const struct {
 } meanings[] = {
     {DSI_OK, CLI_OK, "成功", NULL, NULL},
     {DSI_E_ARG, CLI_USAGE, "参数超出范围",
-     "as options: max_context is --context, chunk_tokens --chunk, n_threads --threads",
-     "对应选项：max_context 为 --context，chunk_tokens 为 --chunk，n_threads 为 --threads"},
+     "as options: max_context is --context, chunk_tokens --chunk, n_threads --threads, kv_cache "
+     "--kv-cache",
+     "对应选项：max_context 为 --context，chunk_tokens 为 --chunk，n_threads 为 --threads，"
+     "kv_cache 为 --kv-cache"},
     {DSI_E_NOMEM, CLI_ENVIRONMENT, "系统内存不足",
      "give less to the KV cache: --context N, --chunk N; or free memory",
      "减小 --context N 或 --chunk N，或释放内存"},
@@ -224,6 +226,7 @@ void cli_engine_options(const cli_options *options, const dsi_model_info *info,
     engine->mode = options->mode;
     engine->gemm = options->gemm;
     engine->weights = options->weights;
+    engine->kv_cache = options->kv_cache;
     engine->kernels = options->kernels;
 }
 
