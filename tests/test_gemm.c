@@ -196,6 +196,21 @@ static void test_made_up_openblas(void **state) {
     free(exact.logits), free(fast.logits);
 }
 
+/* What is measured once in a process holds for every engine after it: the same choice, the same
+ * bits. */
+static void test_measured_once(void **state) {
+    (void)state;
+    answer first = compute(DSI_MODE_FAST, DSI_GEMM_AUTO);
+    for (int i = 0; i < 3; i++) {
+        answer again = compute(DSI_MODE_FAST, DSI_GEMM_AUTO);
+        assert_string_equal(again.describe, first.describe);
+        assert_int_equal(again.n, first.n);
+        assert_memory_equal(again.logits, first.logits, first.n * sizeof *first.logits);
+        free(again.logits);
+    }
+    free(first.logits);
+}
+
 static void test_options(void **state) {
     (void)state;
     dsi_model *model;
@@ -229,7 +244,7 @@ int main(void) {
         cmocka_unit_test(test_missing),         cmocka_unit_test(test_other_versions),
         cmocka_unit_test(test_without_library), cmocka_unit_test(test_onednn),
         cmocka_unit_test(test_openblas),        cmocka_unit_test(test_made_up_openblas),
-        cmocka_unit_test(test_options),
+        cmocka_unit_test(test_options),         cmocka_unit_test(test_measured_once),
     };
     return cmocka_run_group_tests_name("gemm", tests, make_folder, remove_folder);
 }

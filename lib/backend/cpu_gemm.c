@@ -13,12 +13,14 @@
 enum { LEVEL_WARN = 1 }; /* DSI_LOG_WARN of dsinfer.h, which back-ends do not include */
 enum {
     STEP = 16, /* numbers of rows for which a product is made */
-    MOST_ROWS = 192,
+    MOST_ROWS =
+        256, /* of one product; a call of more rows is several, with the weights decoded once */
     STEPS = MOST_ROWS / STEP,
     KINDS = 32,
     NARROW = 16,             /* columns of a small task: for a library that was asked for by name */
     SCRATCH_BYTES = 1 << 18, /* of the library, in one call */
-    REPEAT = 3
+    REPEAT = 3,
+    PANELS = 24 /* of weights in a trial, in turn: as in a step, none of them is in a near cache */
 };
 
 /* Weights of one format and length, multiplied by a library from min_rows rows on. */
@@ -82,10 +84,15 @@ static int64_t row_stride(const kind *p) {
                                       : p->k * (int64_t)dsi_dtype_bytes(p->operand);
 }
 
+static int64_t x_row_bytes(const kind *p, const dsi_matmul_args *a) {
+    return p->operand == DSI_DTYPE_I8 ? a->x_stride
+                                      : a->x_stride * (int64_t)dsi_dtype_bytes(p->x_dtype);
+}
+
 /* The rows of x one after the other, up to a multiple of STEP. */
 static const void *gathered(const kind *p, slot *s, const dsi_matmul_args *a, uint8_t *to) {
     int64_t stride = row_stride(p), size = dsi_dtype_bytes(p->x_dtype);
-    int64_t x_bytes = p->operand == DSI_DTYPE_I8 ? a->x_stride : a->x_stride * size;
+    int64_t x_bytes = x_row_bytes(p, a);
     if (!a->x_rows && a->m % STEP == 0 && p->operand == p->x_dtype && x_bytes == stride)
         return a->x;
     bool same = s->op == p->all->op && s->x == a->x && s->x_rows == a->x_rows && s->m == a->m &&
@@ -172,24 +179,46 @@ static uint64_t slot_bytes(const kind *p) {
            (uint64_t)dsi_cpu_round_up(MOST_ROWS * row_stride(p), 64);
 }
 
+/* Columns [n0, n0 + columns) for all rows. false: the library refused; y may hold anything there.
+ */
+static bool multiply(const kind *p, slot *s, const dsi_matmul_args *a, int64_t n0, bool whole,
+                     uint8_t *area) {
+    const int64_t columns = whole ? p->columns : NARROW;
+    uint8_t *tile = area + SCRATCH_BYTES, *rows = tile + MOST_ROWS * 64 * 4;
+    const void *w = weights(p, a, n0, columns);
+    bool ok = true;
+    for (int64_t r = 0; ok && r < a->m; r += MOST_ROWS) {
+        dsi_matmul_args part = *a;
+        part.m = dsi_min_i64(MOST_ROWS, a->m - r);
+        part.y += r * a->y_stride;
+        if (a->x_rows)
+            part.x_rows += r;
+        else
+            part.x = (const uint8_t *)a->x + r * x_row_bytes(p, a);
+        /* rows that make the number whole would be written too */
+        bool direct = p->operand != DSI_DTYPE_I8 && a->y_stride == columns && part.m % STEP == 0;
+        void *y = direct ? (void *)(part.y + (n0 - a->n0)) : tile;
+        const dsi_gemm *gemm = p->gemms[whole ? 0 : 1][(part.m + STEP - 1) / STEP - 1];
+        ok = dsi_gemm_run(gemm, gathered(p, s, &part, rows), w, y, area);
+        if (ok && !direct) hand_out(p, &part, n0, columns, tile);
+    }
+    return ok;
+}
+
 static void library_matmul(const dsi_matmul_args *a) {
     const kind *p = a->library;
-    int64_t n0 = a->n0, place = (a->m + STEP - 1) / STEP - 1;
+    int64_t n0 = a->n0;
     int64_t least = p->all->measure ? p->columns : NARROW; /* what was measured, or what is there */
     uint8_t *area;
     /* ops that were not planned for it have no room */
-    bool fits = a->m >= p->min_rows && a->m <= MOST_ROWS && p->all->slot_bytes >= slot_bytes(p);
+    bool fits = a->m >= p->min_rows && p->all->slot_bytes >= slot_bytes(p);
     slot *s = fits && a->n1 - n0 >= least ? claim(p->all, &area) : NULL;
     if (s) {
-        uint8_t *tile = area + SCRATCH_BYTES, *rows = tile + MOST_ROWS * 64 * 4;
-        const void *x = gathered(p, s, a, rows);
         bool ok = true;
         while (ok && n0 + least <= a->n1) {
             bool whole = n0 + p->columns <= a->n1;
-            int64_t columns = whole ? p->columns : NARROW;
-            const dsi_gemm *gemm = p->gemms[whole ? 0 : 1][place];
-            ok = dsi_gemm_run(gemm, x, weights(p, a, n0, columns), tile, area);
-            if (ok) hand_out(p, a, n0, columns, tile), n0 += columns;
+            ok = multiply(p, s, a, n0, whole, area);
+            if (ok) n0 += whole ? p->columns : NARROW;
         }
         if (!ok) refused(p->all, p);
         atomic_store_explicit(&s->taken, false, memory_order_release);
@@ -274,12 +303,14 @@ static bool make_products(dsi_cpu_gemm *g, kind *p) {
 typedef struct trial {
     uint8_t *memory;
     dsi_matmul_args args;
+    int64_t panel_bytes, n_calls;
 } trial;
 
-/* Plain numbers for 64 columns and MOST_ROWS rows, and a slot for the library. */
+/* Plain numbers for PANELS times 64 columns and MOST_ROWS rows, and a slot for the library. */
 static bool new_trial(dsi_cpu_gemm *g, const kind *p, trial *t) {
     int64_t x_bytes = p->x_dtype == DSI_DTYPE_I8 ? dsi_a8_bytes(p->k) : p->k * 2;
-    int64_t w_bytes = 64 * p->k * dsi_dtype_bytes(p->w_dtype);
+    t->panel_bytes = 64 * p->k * dsi_dtype_bytes(p->w_dtype);
+    int64_t w_bytes = PANELS * t->panel_bytes;
     int64_t scales = 64 * dsi_ceil_div(p->k, DSI_BLOCK) * 4;
     dsi_cpu_arena arena = {NULL, 0};
     for (int pass = 0; pass < 2; pass++) {
@@ -312,12 +343,13 @@ static bool new_trial(dsi_cpu_gemm *g, const kind *p, trial *t) {
     return true;
 }
 
-static double best_seconds(dsi_cpu_gemm *g, const trial *t, dsi_matmul_fn matmul, int64_t m) {
+static double best_seconds(dsi_cpu_gemm *g, trial *t, dsi_matmul_fn matmul, int64_t m) {
     dsi_matmul_args a = t->args;
     double best = 0;
     a.m = m;
     for (int i = 0; i < REPEAT; i++) {
         g->op++; /* rows are gathered anew */
+        a.w = t->args.w + t->n_calls++ % PANELS * t->panel_bytes;
         double start = dsi_sys_seconds();
         matmul(&a);
         double seconds = dsi_sys_seconds() - start;
@@ -326,10 +358,58 @@ static double best_seconds(dsi_cpu_gemm *g, const trial *t, dsi_matmul_fn matmul
     return best;
 }
 
+/* What was measured in this process: a plan and the engine that is opened by it ask for the same.
+ */
+enum { KNOWN = 64 };
+typedef struct measured {
+    char library[64];
+    dsi_matmul_fn own;
+    dsi_dtype w_dtype, x_dtype;
+    bool by_row, asked_for; /* by name, so that it is taken whether it is faster or not */
+    int64_t k, min_rows;
+    double gain;
+} measured;
+static measured known[KNOWN];
+static uint32_t n_known;
+static atomic_flag known_taken = ATOMIC_FLAG_INIT; /* who finds it taken does without: no waiting */
+
+static bool is_known(const measured *m, const dsi_cpu_gemm *g, const kind *p) {
+    return m->own == p->own && m->w_dtype == p->w_dtype && m->x_dtype == p->x_dtype &&
+           m->by_row == p->by_row && m->asked_for == !g->measure && m->k == p->k &&
+           strcmp(m->library, dsi_gemm_name(p->library)) == 0;
+}
+static bool recall(const dsi_cpu_gemm *g, kind *p) {
+    bool found = false;
+    if (atomic_flag_test_and_set(&known_taken)) return false;
+    for (uint32_t i = 0; i < n_known && !found; i++) {
+        found = is_known(&known[i], g, p);
+        if (found) p->min_rows = known[i].min_rows, p->gain = known[i].gain;
+    }
+    atomic_flag_clear(&known_taken);
+    return found;
+}
+static void remember(const dsi_cpu_gemm *g, const kind *p) {
+    if (atomic_flag_test_and_set(&known_taken)) return;
+    if (n_known < KNOWN) {
+        measured *m = &known[n_known++];
+        *m = (measured){.own = p->own,
+                        .w_dtype = p->w_dtype,
+                        .x_dtype = p->x_dtype,
+                        .by_row = p->by_row,
+                        .asked_for = !g->measure,
+                        .k = p->k,
+                        .min_rows = p->min_rows,
+                        .gain = p->gain};
+        snprintf(m->library, sizeof m->library, "%s", dsi_gemm_name(p->library));
+    }
+    atomic_flag_clear(&known_taken);
+}
+
 /* min_rows: the fewest rows from which on the library is faster, for all numbers that are tried. */
 static bool measure(dsi_cpu_gemm *g, kind *p) {
     static const int64_t rows[] = {MOST_ROWS, 128, 64, 32, 16};
     trial t = {0};
+    if (recall(g, p)) return true;
     if (!new_trial(g, p, &t)) return false;
     p->min_rows = 1;
     int64_t from = INT64_MAX;
@@ -341,6 +421,7 @@ static bool measure(dsi_cpu_gemm *g, kind *p) {
         from = rows[i];
     }
     p->min_rows = from;
+    remember(g, p);
     dsi_sys_free(t.memory);
     g->area = NULL;
     return true;

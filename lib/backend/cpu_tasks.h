@@ -7,7 +7,7 @@
 enum {
     DSI_CPU_FEW_ROWS_COLUMNS = 512, /* columns of one task at most */
     DSI_CPU_MANY_ROWS_COLUMNS = 64, /* the same for many rows: the results stay in a cache */
-    DSI_CPU_ROWS_AT_ONCE = 192,     /* rows of one call of a kernel that writes into a tile */
+    DSI_CPU_ROWS_AT_ONCE = 256,     /* rows of one call of a kernel that writes into a tile */
     DSI_CPU_TASK_BYTES = 1 << 18    /* weights of one task: 10 us of one thread's bandwidth */
 };
 
