@@ -42,6 +42,9 @@ static void take_gqa(dsi_engine *e, int64_t rows) {
     const int64_t kv_heads = 2 * (int64_t)c->n_kv_heads;
     e->kv_columns = e->kv_dtype == e->act ? padded(kv_heads * c->head_dim)
                                           : dsi_kv_row_of(kv_heads, c->head_dim, 0).n_bytes;
+    /* The rows of a head would all lie in the same few sets of a cache. */
+    if (e->kv_columns * (int64_t)dsi_dtype_bytes(e->kv_dtype) % 4096 == 0)
+        e->kv_columns += 64 / (int64_t)dsi_dtype_bytes(e->kv_dtype);
 }
 
 void dsi_scratch_layout(dsi_engine *e) {

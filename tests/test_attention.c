@@ -317,10 +317,20 @@ static void test_gqa(void **state) {
         }
     print_message("gqa_attend: worst error %.2g\n", worst);
     assert_true(worst < 1e-5);
-    for (uint32_t threads = 2; threads <= 7; threads += 5) { /* 7: more threads than KV heads */
+    /* 2 and 7: fewer threads than tasks; 12, and one row alone: pieces on different threads */
+    for (uint32_t threads = 2; threads <= 12; threads += 5) {
         bench other = open_bench(threads, best_kernels());
         dsi_tensor in2[2], y2 = gqa_attend(&other, &r.batch, in2);
         same_bits(&y, &y2, 0, "threads");
+        for (uint32_t first = 0; first < r.batch.n_rows; first += 3) {
+            dsi_batch part = part_of(&r.batch, first, 1);
+            dsi_tensor q_part = rows_of(&in2[0], first, 1), alone = rows_of(&y2, 0, 1);
+            dsi_attr_gqa attr = GQA;
+            attr.batch = &part;
+            run(&other, DSI_OP_GQA_ATTEND, (const dsi_tensor *[]){&q_part, &in2[1]}, 2, &alone,
+                &attr);
+            same_bits(&y, &alone, first, "a row alone");
+        }
         close_bench(&other);
     }
     close_bench(&b);

@@ -14,7 +14,8 @@
 #include "../vector.h"
 #include <math.h>
 
-enum { GROUP = 4, BATCH = 128, COLUMNS = 64, K_PAIRS = 96, V_PAIRS = DSI_PAGE_ROWS / 2 };
+enum { GROUP = 4, BATCH = 128, COLUMNS = 64, K_PAIRS = 96 };
+enum { P_STRIDE = 2 * DSI_PAGE_ROWS }; /* bf16 between the probabilities of two members */
 
 /* The queries of a batch with a limit above 0, and what is known of them. */
 typedef struct attend_batch {
@@ -221,10 +222,10 @@ DSI_INLINE void softmax(const dsi_attend_args *args, attend_batch *b, int member
         largest = _mm512_mask_max_ps(largest, lanes[v], x[v], largest);
     }
     const float new_m = _mm512_reduce_max_ps(largest);
-    const __m512 offset = _mm512_set1_ps(new_m), log2_e = _mm512_set1_ps(DSI_LOG2_E);
+    const __m512 offset = _mm512_set1_ps(new_m * DSI_LOG2_E), log2_e = _mm512_set1_ps(DSI_LOG2_E);
     DSI_UNROLL
     for (int v = 0; v < 4; v++) {
-        x[v] = exp2_negative(_mm512_mul_ps(_mm512_sub_ps(x[v], offset), log2_e));
+        x[v] = exp2_negative(_mm512_fmsub_ps(x[v], log2_e, offset));
         x[v] = _mm512_maskz_mov_ps(lanes[v], x[v]);
     }
     const __m512i low = (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]);
@@ -318,12 +319,12 @@ DSI_INLINE void add_own_rows(const attend_batch *b, int member, int32_t from, __
 DSI_INLINE void values(const dsi_attend_args *args, const attend_batch *b, int first, int members,
                        int64_t column, int64_t n_columns, int32_t shared, bool whole) {
     __m512 sum[GROUP][4];
-    const uint16_t *p[GROUP];
+    /* one pointer: those of the members would not fit into registers */
+    const uint16_t *p = probabilities(b, first);
     float *o[GROUP];
     DSI_UNROLL
     for (int i = 0; i < members; i++) {
         const __m512 carry = _mm512_set1_ps(b->change[first + i]);
-        p[i] = probabilities(b, first + i);
         o[i] = args->o + b->query[first + i] * args->o_stride + column;
         DSI_UNROLL
         for (int c = 0; c < 4; c++) {
@@ -339,7 +340,7 @@ DSI_INLINE void values(const dsi_attend_args *args, const attend_batch *b, int f
         for (int c = 0; c < 4; c++) v[c] = (__m512bh)_mm512_load_si512(b->packed[pair] + 16 * c);
         DSI_UNROLL
         for (int i = 0; i < members; i++) {
-            __m512bh both = broadcast_pair(p[i] + 2 * pair);
+            __m512bh both = broadcast_pair(p + i * P_STRIDE + 2 * pair);
             DSI_UNROLL
             for (int c = 0; c < 4; c++) sum[i][c] = _mm512_dpbf16_ps(sum[i][c], both, v[c]);
         }
@@ -401,16 +402,17 @@ static void run_batch(const dsi_attend_args *args, attend_batch *b) {
 
 void dsi_attend_bf16__avx512bf16(const dsi_attend_args *args) {
     attend_batch b;
-    b.members = 0, b.most = 0;
-    for (int64_t i = 0; i < args->n_q; i++) {
-        const int32_t limit = args->limit[i];
-        if (limit > 0) {
-            b.query[b.members] = i;
-            b.limit[b.members++] = limit;
-            b.most = limit > b.most ? limit : b.most;
+    for (int64_t i = 0; i < args->n_q;) {
+        int32_t most = 0;
+        int members = 0;
+        for (; i < args->n_q && members < BATCH; i++) {
+            const int32_t limit = args->limit[i];
+            if (limit <= 0) continue;
+            b.query[members] = i;
+            b.limit[members++] = limit;
+            most = limit > most ? limit : most;
         }
-        if (b.members < BATCH && (i + 1 < args->n_q || b.members == 0)) continue;
-        run_batch(args, &b);
-        b.members = 0, b.most = 0;
+        b.members = members, b.most = most;
+        if (members > 0) run_batch(args, &b);
     }
 }
