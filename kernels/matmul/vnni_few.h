@@ -24,7 +24,9 @@ enum {
     DSI_VNNI_N = 16,        /* weight rows in a vector of outputs */
     DSI_VNNI_PANEL_N = 32,  /* two of them */
     DSI_VNNI_PANEL_K = 512, /* 16 KB, a third of a cache of 48 */
+    DSI_VNNI_WHOLE_K = 256, /* columns of a sum over all of K between two requests for weights */
     DSI_VNNI_TILE_M = 12,   /* 12 x 2 sums, 2 weights, 1 activation: 27 of 32 registers */
+    DSI_VNNI_M_MAX = 192,   /* rows whose totals and columns of x stay in a cache of 1 MB */
     DSI_VNNI_SMALL = 32,    /* columns of a block where fewer than 128 share a scale */
     DSI_VNNI_BLOCKS = DSI_VNNI_PANEL_K / DSI_VNNI_SMALL,
     DSI_VNNI_K_MAX = 1 << 16 /* columns whose products surely fit into 32 bits */
@@ -168,6 +170,7 @@ DSI_INLINE __m512 dsi_vnni_scales(const dsi_matmul_args *a, int64_t n, int64_t k
         if (a->scale_dtype == DSI_DTYPE_F16) return _mm512_cvtph_ps(half);
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
     }
+    if (a->group_k >= a->k) return _mm512_set1_ps(dsi_vnni_scale(a, n, 0));
     _Alignas(64) float scale[16] = {0};
     for (int64_t b = 0; b < 16 && b < left; b++) scale[b] = dsi_vnni_scale(a, n, k + b * block);
     return _mm512_load_ps(scale);
