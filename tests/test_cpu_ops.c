@@ -278,10 +278,18 @@ static void moe_rows(device *d, int64_t m, bool crowded, bool has_shared) {
         check_truth(&t, r);
     }
 }
+/* As on a machine of several memory nodes: threads 0.. of node 0, the last one of node 1. */
+static void two_nodes(device *d, uint32_t n_threads) {
+    for (uint32_t phase = 0; phase < DSI_CPU_PHASES; phase++)
+        d->dev->shares[phase * n_threads + n_threads - 1].node = 1;
+}
+
 static void test_moe(void **state) {
     (void)state;
-    for (uint32_t n_threads = 1; n_threads <= 3; n_threads++) {
+    for (uint32_t n = 1; n <= 5; n++) {
+        uint32_t n_threads = n <= 3 ? n : n - 2;
         device d = open_device(n_threads);
+        if (n > 3) two_nodes(&d, n_threads);
         for (int i = 0; i < N_COUNTS; i++)
             for (int kind = 0; kind < 4; kind++) moe_rows(&d, row_counts[i], kind & 1, kind & 2);
         close_device(&d);
@@ -329,8 +337,10 @@ static void routed_rows(device *d, int64_t m, bool has_bias, bool has_shared) {
 }
 static void test_moe_routed(void **state) {
     (void)state;
-    for (uint32_t n_threads = 1; n_threads <= 3; n_threads++) {
+    for (uint32_t n = 1; n <= 5; n++) {
+        uint32_t n_threads = n <= 3 ? n : n - 2;
         device d = open_device(n_threads);
+        if (n > 3) two_nodes(&d, n_threads);
         for (int64_t m = 1; m <= DSI_MOE_ROUTED_ROWS; m++)
             for (int kind = 0; kind < 4; kind++) routed_rows(&d, m, kind & 1, kind & 2);
         close_device(&d);
@@ -488,13 +498,37 @@ static void test_deal(void **state) {
         }
 }
 
+/* Four threads on two nodes: who is done helps on its own node first. Rows of a matrix are cut
+ * where dsi_pool_share cuts them, at what kernels compute at once. */
+static void test_nodes(void **state) {
+    (void)state;
+    static dsi_cpu_share shares[4];
+    for (uint32_t t = 0; t < 4; t++) shares[t].node = t / 2;
+    for (uint32_t thread = 0; thread < 4; thread++) {
+        int64_t task, n = 0;
+        dsi_cpu_deal_evenly(shares, 4, 40);
+        for (; dsi_cpu_next_task(shares, thread, 4, &task); n++)
+            assert_int_equal(task / 20, n < 20 ? thread / 2 : 1 - thread / 2);
+        assert_int_equal(n, 40);
+    }
+    uint32_t thread = 0;
+    assert_int_equal(dsi_cpu_node_rows(shares, 4, 2048, &thread), 1024);
+    assert_int_equal(thread, 2);
+    assert_int_equal(dsi_cpu_node_rows(shares, 4, 2048, &thread), 2048);
+    assert_int_equal(thread, 4);
+    thread = 0;
+    assert_int_equal(dsi_cpu_node_rows(shares, 3, 100, &thread), 80); /* 68 rounded up */
+    thread = 0;
+    assert_int_equal(dsi_cpu_node_rows(shares, 3, 5, &thread), 5);
+}
+
 int main(void) {
     cpu = dsi_cpu_backend();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_linear),     cmocka_unit_test(test_linear_refused),
         cmocka_unit_test(test_swiglu),     cmocka_unit_test(test_moe),
         cmocka_unit_test(test_a8),         cmocka_unit_test(test_deal),
-        cmocka_unit_test(test_moe_routed),
+        cmocka_unit_test(test_moe_routed), cmocka_unit_test(test_nodes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

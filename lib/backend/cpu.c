@@ -155,6 +155,8 @@ static dsi_status open_parts(dsi_dev *dev, const char *library) {
         return dsi_fail(&open_error, DSI_E_NOMEM,
                         "no memory for the shares of %u threads; ask for fewer threads",
                         dev->n_threads);
+    for (uint32_t i = 0; i < DSI_CPU_PHASES * dev->n_threads; i++)
+        dev->shares[i].node = dsi_pool_node(dev->pool, i % dev->n_threads);
     return library[0] ? dsi_cpu_gemm_open(dev, library, &open_error) : DSI_OK;
 }
 

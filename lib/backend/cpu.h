@@ -13,6 +13,7 @@
 typedef struct dsi_cpu_share {
     _Alignas(64) _Atomic int64_t next; /* a cache line each: all threads look at all of them */
     int64_t end;
+    uint32_t node; /* the thread's memory node, set once; ascending from thread to thread */
 } dsi_cpu_share;
 enum { DSI_CPU_PHASES = 3 }; /* in which one op deals tasks */
 

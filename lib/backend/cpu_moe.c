@@ -67,8 +67,14 @@ typedef struct moe_part {
     const float *weights;       /* [m]; NULL: 1 (trap 10: the shared expert is not scaled) */
     dsi_cpu_operand h;          /* [m] hidden activations */
     int64_t m;
-    int64_t columns, first; /* of a task of the up pass; the number of its first task */
+    int64_t columns; /* of a task of the up pass */
 } moe_part;
+
+/* The columns of a part whose weights lie on one memory node, in the up pass. */
+typedef struct moe_piece {
+    const moe_part *part;
+    int64_t n0, n1, first; /* the number of its first task */
+} moe_piece;
 
 /* The tokens of one call sorted by expert, and where their hidden activations lie. */
 typedef struct moe_job {
@@ -76,11 +82,12 @@ typedef struct moe_job {
     const dsi_attr_moe *attr;
     const dsi_tensor *ids, *shares; /* [n_rows][top_k] the experts of a row, their weights */
     int64_t n_rows, hidden, inter, shared_inter, act;
-    int32_t *start;  /* [n_experts + 1] first slot of an expert */
-    int32_t *rows;   /* [n_rows * top_k] token of a slot, ascending inside an expert */
-    float *weights;  /* [n_rows * top_k] */
-    moe_part *parts; /* [n_experts + 1] */
-    int64_t n_parts, n_up_tasks;
+    int32_t *start;    /* [n_experts + 1] first slot of an expert */
+    int32_t *rows;     /* [n_rows * top_k] token of a slot, ascending inside an expert */
+    float *weights;    /* [n_rows * top_k] */
+    moe_part *parts;   /* [n_experts + 1] */
+    moe_piece *pieces; /* [n_nodes][n_experts + 1]: all of a node, then all of the next */
+    int64_t n_parts, n_pieces, n_up_tasks;
     int64_t n_up_parts;           /* whose up pass follows: all, or all but the shared expert */
     int64_t down_columns;         /* of a task of the down pass */
     dsi_cpu_operand x, h, shared; /* h: [n_rows * top_k]; shared: [n_rows] */
@@ -139,6 +146,9 @@ static moe_job job_of(const dsi_cpu_run *run, uint64_t *total) {
     job.rows = dsi_cpu_take(&arena, slots * 4);
     job.weights = dsi_cpu_take(&arena, slots * 4);
     job.parts = dsi_cpu_take(&arena, ((int64_t)a->n_experts + 1) * (int64_t)sizeof *job.parts);
+    int64_t n_nodes = (int64_t)run->dev->shares[run->dev->n_threads - 1].node + 1;
+    job.pieces =
+        dsi_cpu_take(&arena, n_nodes * ((int64_t)a->n_experts + 1) * (int64_t)sizeof *job.pieces);
     const dsi_tensor *x = op->in[0];
     job.x = dsi_cpu_operand_of(run->workspace ? dsi_cpu_data(x) : NULL, x->dtype, job.hidden,
                                x->stride[1]);
@@ -268,30 +278,53 @@ static void cut_up_pass(moe_part *p, uint32_t n_threads) {
     p->columns = dsi_cpu_task_columns(p->w[0], p->m, DSI_CPU_TASK_BYTES, n_threads);
 }
 
+static int64_t piece_tasks(const moe_piece *p) {
+    return dsi_ceil_div(p->n1 - p->n0, p->part->columns);
+}
+
+/* The up pass in the order of nodes, so that shares of equal cost fall on the threads of each. What
+ * all of it costs. */
+static int64_t list_pieces(moe_job *job, uint32_t n_threads) {
+    const dsi_cpu_share *shares = shares_of(job, UP_PASS);
+    int64_t cost = 0;
+    for (int64_t i = 0; i < job->n_up_parts; i++) cut_up_pass(&job->parts[i], n_threads);
+    for (uint32_t thread = 0, next; thread < n_threads; thread = next) {
+        for (int64_t i = 0; i < job->n_up_parts; i++) {
+            const moe_part *p = &job->parts[i];
+            int64_t n = p->w[0]->ne[1], n0 = 0;
+            if (thread > 0) { /* where the rows of the node before end */
+                uint32_t before = 0;
+                while (before < thread) n0 = dsi_cpu_node_rows(shares, n_threads, n, &before);
+            }
+            next = thread;
+            moe_piece piece = {p, n0, dsi_cpu_node_rows(shares, n_threads, n, &next),
+                               job->n_up_tasks};
+            if (piece.n1 <= piece.n0) continue;
+            job->pieces[job->n_pieces++] = piece;
+            job->n_up_tasks += piece_tasks(&piece);
+            cost += piece_tasks(&piece) * task_cost(p);
+        }
+    }
+    return cost;
+}
+
 /* Cuts both passes into tasks and deals them, the first in shares of equal cost. */
 static void deal(moe_job *job, uint32_t n_threads) {
     dsi_cpu_share *shares = shares_of(job, UP_PASS);
-    int64_t cost = 0, spent = 0, begin = 0;
-    for (int64_t i = 0; i < job->n_up_parts; i++) {
-        moe_part *p = &job->parts[i];
-        cut_up_pass(p, n_threads);
-        p->first = job->n_up_tasks;
-        job->n_up_tasks += dsi_ceil_div(p->w[0]->ne[1], p->columns);
-        cost += (job->n_up_tasks - p->first) * task_cost(p);
-    }
+    int64_t cost = list_pieces(job, n_threads), spent = 0, begin = 0;
     uint32_t t = 0;
-    for (int64_t i = 0; i < job->n_up_parts; i++) {
-        const moe_part *p = &job->parts[i];
-        int64_t end = i + 1 < job->n_up_parts ? p[1].first : job->n_up_tasks;
-        /* threads whose share ends within this part */
+    for (int64_t i = 0; i < job->n_pieces; i++) {
+        const moe_piece *p = &job->pieces[i];
+        int64_t end = p->first + piece_tasks(p);
+        /* threads whose share ends within this piece */
         for (; t + 1 < n_threads; t++) {
             int64_t left = cost / n_threads * (t + 1) - spent;
-            int64_t at = p->first + dsi_max_i64(left, 0) / task_cost(p);
+            int64_t at = p->first + dsi_max_i64(left, 0) / task_cost(p->part);
             if (at >= end) break;
             dsi_cpu_deal(&shares[t], begin, dsi_max_i64(at, begin));
             begin = dsi_max_i64(at, begin);
         }
-        spent += (end - p->first) * task_cost(p);
+        spent += piece_tasks(p) * task_cost(p->part);
     }
     for (; t < n_threads; t++, begin = job->n_up_tasks)
         dsi_cpu_deal(&shares[t], begin, job->n_up_tasks);
@@ -303,10 +336,10 @@ static void deal(moe_job *job, uint32_t n_threads) {
                         dsi_ceil_div(job->hidden, job->down_columns));
 }
 
-/* h = silu(x gate^T) * (x up^T), columns from n0 on: a task is some columns of one expert. next:
- * the weight where the thread goes on, NULL: with the columns behind. */
-static void up_columns(const moe_job *job, const moe_part *p, int64_t n0, const dsi_tensor *next,
-                       dsi_cpu_arena own) {
+/* h = silu(x gate^T) * (x up^T), columns [n0, n1): a task is some columns of one expert. next: the
+ * weight and row where the thread goes on; NULL: with the columns behind. */
+static void up_columns(const moe_job *job, const moe_part *p, int64_t n0, int64_t n1,
+                       const dsi_cpu_place *next, dsi_cpu_arena own) {
     dsi_cpu_gated product = {&job->x,
                              p->w[0],
                              p->w[1],
@@ -315,23 +348,21 @@ static void up_columns(const moe_job *job, const moe_part *p, int64_t n0, const 
                              p->h.data[DSI_CPU_PLAIN],
                              p->h.stride[DSI_CPU_PLAIN],
                              p->h.dtype};
-    dsi_cpu_place place = {next, 0};
-    dsi_cpu_gated_columns(job->run->dev, &product, n0, dsi_min_i64(n0 + p->columns, p->w[0]->ne[1]),
-                          next ? &place : NULL, own);
+    dsi_cpu_gated_columns(job->run->dev, &product, n0, dsi_min_i64(n0 + p->columns, n1), next, own);
 }
 static void up_pass(const moe_job *job, uint32_t thread, uint32_t n_threads, dsi_cpu_arena own) {
     dsi_cpu_share *shares = shares_of(job, UP_PASS);
     int64_t i = 0, last = -2;
     for (int64_t task; dsi_cpu_next_task(shares, thread, n_threads, &task); last = task) {
         bool goes_on = task == last + 1;
-        while (i > 0 && task < job->parts[i].first) i--;
-        while (i + 1 < job->n_up_parts && task >= job->parts[i + 1].first) i++, goes_on = false;
-        const moe_part *p = &job->parts[i];
-        int64_t n0 = (task - p->first) * p->columns;
-        bool ends = i + 1 < job->n_up_parts &&
-                    dsi_cpu_task_ahead(shares, thread) == job->parts[i + 1].first;
-        if (!goes_on) dsi_cpu_prefetch(p->w[1], n0);
-        up_columns(job, p, n0, ends ? p[1].w[0] : NULL, own);
+        while (i > 0 && task < job->pieces[i].first) i--;
+        while (i + 1 < job->n_pieces && task >= job->pieces[i + 1].first) i++, goes_on = false;
+        const moe_piece *p = &job->pieces[i];
+        int64_t n0 = p->n0 + (task - p->first) * p->part->columns;
+        bool ends = i + 1 < job->n_pieces && dsi_cpu_task_ahead(shares, thread) == p[1].first;
+        dsi_cpu_place next = {ends ? p[1].part->w[0] : NULL, ends ? p[1].n0 : 0};
+        if (!goes_on) dsi_cpu_prefetch(p->part->w[1], n0);
+        up_columns(job, p->part, n0, p->n1, ends ? &next : NULL, own);
     }
 }
 
@@ -448,7 +479,7 @@ static void moe_routed(void *context, uint32_t thread, uint32_t n_threads) {
         int64_t n0 = (task - job->n_router_tasks) * shared->columns;
         if (task >= job->n_router_tasks) {
             if (task != last + 1 || n0 == 0) dsi_cpu_prefetch(shared->w[1], n0);
-            up_columns(job, shared, n0, NULL, own);
+            up_columns(job, shared, n0, job->shared_inter, NULL, own);
             continue;
         }
         router_columns(job, task, own);

@@ -8,7 +8,7 @@ enum {
     FEW_ROWS = 16,    /* up to so many rows, the bytes of the weights decide; beyond, products */
     COLUMNS_MIN = 16, /* what kernels compute at once */
     TASKS_PER_THREAD = 8,
-    PREFETCH_ROWS = 4,     /* weight rows that a kernel reads side by side */
+    PREFETCH_ROWS = 4,    /* weight rows that a kernel reads side by side */
     PREFETCH_BYTES = 8192 /* of each: what arrives while the kernel before ends */
 };
 
@@ -28,14 +28,26 @@ void dsi_cpu_deal_evenly(dsi_cpu_share *shares, uint32_t n_threads, int64_t n_ta
 }
 
 bool dsi_cpu_next_task(dsi_cpu_share *shares, uint32_t thread, uint32_t n_threads, int64_t *task) {
-    for (uint32_t i = 0; i < n_threads; i++) {
-        dsi_cpu_share *share = &shares[(thread + i) % n_threads];
-        /* a look first: who has nothing left is not disturbed again and again */
-        if (atomic_load_explicit(&share->next, memory_order_relaxed) >= share->end) continue;
-        *task = atomic_fetch_add_explicit(&share->next, 1, memory_order_relaxed);
-        if (*task < share->end) return true;
-    }
+    for (int elsewhere = 0; elsewhere < 2; elsewhere++) /* the own memory node first */
+        for (uint32_t i = 0; i < n_threads; i++) {
+            dsi_cpu_share *share = &shares[(thread + i) % n_threads];
+            if ((share->node != shares[thread].node) != elsewhere) continue;
+            /* a look first: who has nothing left is not disturbed again and again */
+            if (atomic_load_explicit(&share->next, memory_order_relaxed) >= share->end) continue;
+            *task = atomic_fetch_add_explicit(&share->next, 1, memory_order_relaxed);
+            if (*task < share->end) return true;
+        }
     return false;
+}
+
+int64_t dsi_cpu_node_rows(const dsi_cpu_share *shares, uint32_t n_threads, int64_t n_rows,
+                          uint32_t *thread) {
+    uint32_t first = *thread;
+    while (*thread < n_threads && shares[*thread].node == shares[first].node) ++*thread;
+    if (*thread == n_threads) return n_rows;
+    uint64_t begin, end;
+    dsi_pool_share((uint64_t)n_rows, 1, *thread, n_threads, &begin, &end);
+    return dsi_min_i64(dsi_cpu_round_up((int64_t)begin, COLUMNS_MIN), n_rows);
 }
 
 /* ---- Cutting ------------------------------------------------------------------------------------

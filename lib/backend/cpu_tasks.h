@@ -15,7 +15,14 @@ enum {
 void dsi_cpu_deal(dsi_cpu_share *share, int64_t begin, int64_t end);
 /* Deals the tasks 0..n_tasks-1 to n_threads threads, as many to each. */
 void dsi_cpu_deal_evenly(dsi_cpu_share *shares, uint32_t n_threads, int64_t n_tasks);
-/* The next task of `thread`, or one that another thread has not begun; false: all are taken. */
+/* Weights that were written by rows lie on the nodes of the threads to which dsi_pool_share gives
+ * their rows. *thread: the first one of a node, and the first one of the next on return; the row of
+ * a matrix of n_rows behind the last one on this node, a multiple of what kernels compute at once.
+ */
+int64_t dsi_cpu_node_rows(const dsi_cpu_share *shares, uint32_t n_threads, int64_t n_rows,
+                          uint32_t *thread);
+/* The next task of `thread`, or one that another thread has not begun, of its own memory node if
+ * there is any; false: all are taken. */
 bool dsi_cpu_next_task(dsi_cpu_share *shares, uint32_t thread, uint32_t n_threads, int64_t *task);
 /* The task that will probably follow, to prefetch for; -1: none that is known. */
 static inline int64_t dsi_cpu_task_ahead(dsi_cpu_share *shares, uint32_t thread) {
