@@ -171,16 +171,27 @@ typedef struct dsi_layer_weights {
     dsi_mlp_weights *experts;       /* [n_routed_experts] */
     dsi_mlp_weights shared_experts; /* names NULL if n_shared_experts is 0 */
 } dsi_layer_weights;
+/* Multi-token prediction: the block behind the last layer, which drafts the token after the next.
+ * h' = eh_proj [enorm(embedding); hnorm(hidden state after the last norm)], through a layer of its
+ * own, then norm and head (DeepSeek-V3, README_WEIGHTS.md). */
+typedef struct dsi_mtp_weights {
+    dsi_weight embed_tokens, head; /* names NULL: not stored again */
+    dsi_weight enorm, hnorm, eh_proj, norm;
+    dsi_layer_weights layer;
+} dsi_mtp_weights;
 typedef struct dsi_weights {
     dsi_weight embed_tokens, norm, lm_head; /* lm_head = embed_tokens when tied */
     dsi_weight rope_freqs; /* GGUF of Llama: [head_dim / 2] divisors of the rope's frequencies */
-    dsi_layer_weights *layers; /* [n_layers]; MTP blocks are not bound yet */
+    dsi_layer_weights *layers; /* [n_layers] */
+    dsi_mtp_weights
+        mtp; /* eh_proj.name NULL: there is none, or mtp_error says why it is not used */
+    dsi_error mtp_error;
     dsi_mlp_weights *expert_storage;
     void *copies; /* one block: tensors whose place in the file is misaligned for their type */
     uint64_t n_bytes_copies;
     char *names;           /* storage of dsi_weight.name */
     uint32_t n_copies;     /* tensors in copies */
-    uint32_t n_mtp_layers; /* MTP blocks found in the files, and their tensors: not bound */
+    uint32_t n_mtp_layers; /* MTP blocks found in the files, and their tensors */
     uint32_t n_mtp_tensors;
 } dsi_weights;
 /* Does `name` ("model.layers.61.eh_proj.weight") belong to a layer behind the last one? *layer

@@ -1,32 +1,10 @@
 /* weights.c: binds the tensors of a checkpoint to their places in the model by their official
  * names. Shapes follow from config.json; a tensor that nothing reads is an error, because a model
  * that passes over one of its weights answers wrongly without a sign. */
-#include "safetensors.h"
+#include "weights.h"
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-
-/* A bound tensor whose address in the mapped file is no multiple of its element size. */
-typedef struct copy {
-    const dsi_file_tensor *tensor;
-    dsi_weight *weight;
-    bool scale;      /* fills weight->scale, else weight->data */
-    uint64_t offset; /* in dsi_weights.copies */
-} copy;
-
-enum { COPY_ALIGNMENT = 64 };
-
-typedef struct binder {
-    const dsi_checkpoint *checkpoint;
-    const dsi_config *config;
-    dsi_weights *weights;
-    dsi_error *error;
-    uint8_t *used; /* [n_tensors] */
-    char *names_end;
-    copy *copies;
-    uint32_t n_copies, capacity;
-    uint32_t layer; /* the layer that is bound, for names */
-} binder;
 
 /* ---- Messages ------------------------------------------------------------------------------- */
 
@@ -34,11 +12,11 @@ typedef struct binder {
 static const char *main_file(const dsi_checkpoint *c) {
     return c->n_shards == 1 ? c->shards[0].path : c->dir;
 }
-static const char *shard_of(const binder *b, const dsi_file_tensor *t) {
+static const char *shard_of(const dsi_binder *b, const dsi_file_tensor *t) {
     return b->checkpoint->shards[t->shard].path;
 }
 /* What says which tensors there are. */
-static const char *source_of(const binder *b) {
+static const char *source_of(const dsi_binder *b) {
     return b->checkpoint->gguf ? "its header" : "config.json";
 }
 static void print_shape(const int64_t *shape, uint32_t n_dims, char text[96]) {
@@ -48,12 +26,15 @@ static void print_shape(const int64_t *shape, uint32_t n_dims, char text[96]) {
         used += (size_t)snprintf(text + used, 96 - used, "%s%" PRId64, i ? ", " : "", shape[i]);
 }
 
+enum { COPY_ALIGNMENT = 64 };
+
 /* ---- Copies --------------------------------------------------------------------------------- */
 
-static dsi_status plan_copy(binder *b, const dsi_file_tensor *t, dsi_weight *weight, bool scale) {
+static dsi_status plan_copy(dsi_binder *b, const dsi_file_tensor *t, dsi_weight *weight,
+                            bool scale) {
     if (b->n_copies == b->capacity) {
         uint32_t capacity = b->capacity ? 2 * b->capacity : 64;
-        copy *grown = dsi_sys_realloc(b->copies, capacity, sizeof *grown);
+        dsi_weight_copy *grown = dsi_sys_realloc(b->copies, capacity, sizeof *grown);
         if (!grown)
             return dsi_fail(b->error, DSI_E_NOMEM, "%s: no memory for the list of copies",
                             shard_of(b, t));
@@ -64,13 +45,13 @@ static dsi_status plan_copy(binder *b, const dsi_file_tensor *t, dsi_weight *wei
     if (!dsi_add_ok(offset, t->n_bytes, &end) || !dsi_add_ok(end, COPY_ALIGNMENT - 1, &end))
         return dsi_fail(b->error, DSI_E_NOMEM, "%s: tensor \"%s\": copies pass 2^64 bytes",
                         shard_of(b, t), t->name);
-    b->copies[b->n_copies++] = (copy){t, weight, scale, offset};
+    b->copies[b->n_copies++] = (dsi_weight_copy){t, weight, scale, offset};
     b->weights->n_bytes_copies = end - end % COPY_ALIGNMENT;
     return DSI_OK;
 }
 
 /* All copies lie in one block, so that a backend imports them as one buffer. */
-static dsi_status make_copies(binder *b) {
+static dsi_status make_copies(dsi_binder *b) {
     DSI_MEMORY_SCOPE(WEIGHTS);
     dsi_weights *w = b->weights;
     if (b->n_copies == 0) return DSI_OK;
@@ -83,7 +64,7 @@ static dsi_status make_copies(binder *b) {
     w->copies = block;
     w->n_copies = b->n_copies;
     for (uint32_t i = 0; i < b->n_copies; i++) {
-        const copy *c = &b->copies[i];
+        const dsi_weight_copy *c = &b->copies[i];
         uint8_t *to = block + c->offset;
         memcpy(to, dsi_checkpoint_data(b->checkpoint, c->tensor), c->tensor->n_bytes);
         if (c->scale)
@@ -96,10 +77,7 @@ static dsi_status make_copies(binder *b) {
 
 /* ---- One tensor ----------------------------------------------------------------------------- */
 
-/* Which types a place takes, beside BF16, F16, F32: E4M3, I8, I4; GGUF's types of blocks. */
-enum { PLAIN = 0, MAY_BE_BLOCKS = 1, MAY_BE_QUANTISED = 2 | MAY_BE_BLOCKS };
-
-static dsi_status check_shape(binder *b, const dsi_file_tensor *t, const int64_t *expected,
+static dsi_status check_shape(dsi_binder *b, const dsi_file_tensor *t, const int64_t *expected,
                               uint32_t n_dims) {
     if (t->n_dims == n_dims && memcmp(t->shape, expected, n_dims * sizeof *expected) == 0)
         return DSI_OK;
@@ -111,17 +89,17 @@ static dsi_status check_shape(binder *b, const dsi_file_tensor *t, const int64_t
 }
 
 /* Type and shape; n_out 0: 1-D of n_in. */
-static dsi_status check_tensor(binder *b, const dsi_file_tensor *t, int64_t n_out, int64_t n_in,
-                               uint32_t types) {
+dsi_status dsi_check_tensor(dsi_binder *b, const dsi_file_tensor *t, int64_t n_out, int64_t n_in,
+                            uint32_t types) {
     bool quantised = t->dtype == DSI_DTYPE_E4M3 || t->dtype == DSI_DTYPE_I8;
     bool plain =
         t->dtype == DSI_DTYPE_BF16 || t->dtype == DSI_DTYPE_F16 || t->dtype == DSI_DTYPE_F32;
-    bool blocks = dsi_dtype_block(t->dtype).values != 0 && (types & MAY_BE_BLOCKS);
-    if (!plain && !blocks && !(quantised && types == MAY_BE_QUANTISED))
+    bool blocks = dsi_dtype_block(t->dtype).values != 0 && (types & DSI_MAY_BE_BLOCKS);
+    if (!plain && !blocks && !(quantised && types == DSI_MAY_BE_QUANTISED))
         return dsi_fail(b->error, DSI_E_UNSUPPORTED,
                         "%s: tensor \"%s\" is %s; this weight must be BF16, F16%s", shard_of(b, t),
                         t->name, dsi_dtype_name(t->dtype),
-                        types == MAY_BE_QUANTISED ? ", F32, F8_E4M3 or I8" : " or F32");
+                        types == DSI_MAY_BE_QUANTISED ? ", F32, F8_E4M3 or I8" : " or F32");
     if (quantised && b->config->quantization.dtype != t->dtype)
         return dsi_fail(b->error, DSI_E_MODEL,
                         "%s: tensor \"%s\" is %s, but config.json has no quantization_config "
@@ -131,7 +109,7 @@ static dsi_status check_tensor(binder *b, const dsi_file_tensor *t, int64_t n_ou
     return n_out ? check_shape(b, t, shape, 2) : check_shape(b, t, shape + 1, 1);
 }
 
-static dsi_status find_tensor(binder *b, const char *name, const dsi_file_tensor **t) {
+static dsi_status find_tensor(dsi_binder *b, const char *name, const dsi_file_tensor **t) {
     *t = dsi_checkpoint_find(b->checkpoint, name);
     if (!*t)
         return dsi_fail(b->error, DSI_E_MODEL,
@@ -143,7 +121,7 @@ static dsi_status find_tensor(binder *b, const char *name, const dsi_file_tensor
 }
 
 /* Takes the name of `w` out of the names' storage, `full_name` without `tail`. */
-static void name_weight(binder *b, dsi_weight *w, const char *full_name, const char *tail) {
+static void name_weight(dsi_binder *b, dsi_weight *w, const char *full_name, const char *tail) {
     size_t length = strlen(full_name), cut = strlen(tail);
     if (length > cut && strcmp(full_name + length - cut, tail) == 0) length -= cut;
     memcpy(b->names_end, full_name, length); /* the block is zeroed and holds every name once */
@@ -154,7 +132,7 @@ static void name_weight(binder *b, dsi_weight *w, const char *full_name, const c
 /* ---- A quantised tensor --------------------------------------------------------------------- */
 
 /* A companion "<weight>.<tail>" that this library does not compute with. */
-static dsi_status refuse_companion(binder *b, const dsi_weight *w, const char *tail,
+static dsi_status refuse_companion(dsi_binder *b, const dsi_weight *w, const char *tail,
                                    const char *what) {
     char name[DSI_NAME_BYTES + 32];
     snprintf(name, sizeof name, "%s.%s", w->name, tail);
@@ -164,7 +142,7 @@ static dsi_status refuse_companion(binder *b, const dsi_weight *w, const char *t
                     what);
 }
 
-static dsi_status refuse_companions(binder *b, const dsi_weight *w) {
+static dsi_status refuse_companions(dsi_binder *b, const dsi_weight *w) {
     dsi_status status =
         refuse_companion(b, w, "weight_zero_point",
                          "weights with a zero point are not supported; quantise symmetrically");
@@ -180,7 +158,7 @@ static dsi_status refuse_companions(binder *b, const dsi_weight *w) {
 }
 
 /* The file's own list says that this weight is plain. */
-static dsi_status refuse_ignored(binder *b, const dsi_weight *w) {
+static dsi_status refuse_ignored(dsi_binder *b, const dsi_weight *w) {
     const dsi_quantization *q = &b->config->quantization;
     const char *pattern = q->ignored;
     for (uint32_t i = 0; i < q->n_ignored; i++, pattern += strlen(pattern) + 1) {
@@ -196,7 +174,7 @@ static dsi_status refuse_ignored(binder *b, const dsi_weight *w) {
 
 /* The multipliers of a quantised weight, partial blocks and groups included (the last row block of
  * DeepSeek-V3's kv_a_proj_with_mqa, 576 rows, is half full). Those of FP8 are F32. */
-static dsi_status bind_scale(binder *b, dsi_weight *w) {
+static dsi_status bind_scale(dsi_binder *b, dsi_weight *w) {
     const dsi_quantization *q = &b->config->quantization;
     char name[DSI_NAME_BYTES + 32];
     const dsi_file_tensor *t;
@@ -227,7 +205,7 @@ static dsi_status bind_scale(binder *b, dsi_weight *w) {
 }
 
 /* "weight_shape" repeats the shape of a packed weight: two I64 at any place of the file. */
-static dsi_status check_packed_shape(binder *b, const dsi_weight *w) {
+static dsi_status check_packed_shape(dsi_binder *b, const dsi_weight *w) {
     char name[DSI_NAME_BYTES + 32];
     const dsi_file_tensor *t;
     snprintf(name, sizeof name, "%s.weight_shape", w->name);
@@ -247,7 +225,7 @@ static dsi_status check_packed_shape(binder *b, const dsi_weight *w) {
 }
 
 /* "<name>.weight_packed": eight values of four bits in each I32 of a row. */
-static dsi_status bind_packed(binder *b, dsi_weight *w, const dsi_file_tensor *t, int64_t n_out,
+static dsi_status bind_packed(dsi_binder *b, dsi_weight *w, const dsi_file_tensor *t, int64_t n_out,
                               int64_t n_in) {
     const int64_t shape[2] = {n_out, dsi_ceil_div(n_in, 8)};
     b->used[t - b->checkpoint->tensors] = 1;
@@ -275,17 +253,17 @@ static dsi_status bind_packed(binder *b, dsi_weight *w, const dsi_file_tensor *t
 }
 
 /* n_out as above. The weight's `name` is `full_name` without a trailing ".weight". */
-static dsi_status bind_tensor(binder *b, dsi_weight *w, const char *full_name, int64_t n_out,
-                              int64_t n_in, uint32_t types) {
+dsi_status dsi_bind_tensor(dsi_binder *b, dsi_weight *w, const char *full_name, int64_t n_out,
+                           int64_t n_in, uint32_t types) {
     const dsi_file_tensor *t;
-    if (types == MAY_BE_QUANTISED) {
+    if (types == DSI_MAY_BE_QUANTISED) {
         char packed[DSI_NAME_BYTES + 32];
         snprintf(packed, sizeof packed, "%s_packed", full_name);
         t = dsi_checkpoint_find(b->checkpoint, packed);
         if (t) return bind_packed(b, w, t, n_out, n_in);
     }
     dsi_status status = find_tensor(b, full_name, &t);
-    if (!status) status = check_tensor(b, t, n_out, n_in, types);
+    if (!status) status = dsi_check_tensor(b, t, n_out, n_in, types);
     if (status) return status;
     *w = (dsi_weight){.data = dsi_checkpoint_data(b->checkpoint, t),
                       .dtype = t->dtype,
@@ -302,7 +280,7 @@ static dsi_status bind_tensor(binder *b, dsi_weight *w, const char *full_name, i
 
 /* Names that quantization_config.ignore writes out are looked up; its patterns met every quantised
  * weight when that was bound. */
-static dsi_status check_ignored(binder *b) {
+static dsi_status check_ignored(dsi_binder *b) {
     const dsi_quantization *q = &b->config->quantization;
     const char *module = q->ignored;
     char name[DSI_NAME_BYTES + 32];
@@ -317,157 +295,6 @@ static dsi_status check_ignored(binder *b) {
                             shard_of(b, t), t->name, module);
     }
     return DSI_OK;
-}
-
-/* ---- The layers ----------------------------------------------------------------------------- */
-
-/* model.layers.<layer>.<part> */
-static dsi_status bind_part(binder *b, dsi_weight *w, const char *part, int64_t n_out, int64_t n_in,
-                            uint32_t types) {
-    char name[DSI_NAME_BYTES + 1];
-    snprintf(name, sizeof name, "model.layers.%u.%s", b->layer, part);
-    return bind_tensor(b, w, name, n_out, n_in, types);
-}
-
-/* <prefix>.gate_proj, up_proj [inter][hidden], down_proj [hidden][inter] */
-static dsi_status bind_mlp(binder *b, dsi_mlp_weights *m, const char *prefix, int64_t inter) {
-    int64_t hidden = b->config->hidden_size;
-    char part[128];
-    snprintf(part, sizeof part, "%s.gate_proj.weight", prefix);
-    dsi_status status = bind_part(b, &m->gate_proj, part, inter, hidden, MAY_BE_QUANTISED);
-    snprintf(part, sizeof part, "%s.up_proj.weight", prefix);
-    if (!status) status = bind_part(b, &m->up_proj, part, inter, hidden, MAY_BE_QUANTISED);
-    snprintf(part, sizeof part, "%s.down_proj.weight", prefix);
-    if (!status) status = bind_part(b, &m->down_proj, part, hidden, inter, MAY_BE_QUANTISED);
-    return status;
-}
-
-typedef struct place { /* one line of a layer's tensors; a row of zero size is absent */
-    dsi_weight *weight;
-    const char *part;
-    int64_t n_out, n_in;
-    uint32_t types;
-} place;
-
-static dsi_status bind_places(binder *b, const place *places, size_t n) {
-    dsi_status status = DSI_OK;
-    for (size_t i = 0; i < n && !status; i++)
-        status = bind_part(b, places[i].weight, places[i].part, places[i].n_out, places[i].n_in,
-                           places[i].types);
-    return status;
-}
-#define COUNT(array) (sizeof(array) / sizeof *(array))
-
-/* model.layers.<layer>.<part>, or NULL. */
-static const dsi_file_tensor *has_part(const binder *b, const char *part) {
-    char name[DSI_NAME_BYTES + 1];
-    snprintf(name, sizeof name, "model.layers.%u.%s", b->layer, part);
-    return dsi_checkpoint_find(b->checkpoint, name);
-}
-
-/* What these places hold stands elsewhere too. Only GGUF files have such. */
-static void pass_over(binder *b, const place *places, size_t n) {
-    for (size_t i = 0; i < n && b->checkpoint->gguf; i++) {
-        const dsi_file_tensor *t = has_part(b, places[i].part);
-        if (t) b->used[t - b->checkpoint->tensors] = 1;
-    }
-}
-
-static dsi_status bind_mla(binder *b, dsi_layer_weights *l) {
-    const dsi_config *c = b->config;
-    int64_t hidden = c->hidden_size, heads = c->n_heads, latent = c->kv_lora_rank;
-    int64_t q = heads * (c->qk_nope_head_dim + c->qk_rope_head_dim), q_rank = c->q_lora_rank;
-    int64_t kv = heads * (c->qk_nope_head_dim + c->v_head_dim); /* per head: k rows, then v rows */
-    const place with_rank[] = {
-        {&l->q_a_proj, "self_attn.q_a_proj.weight", q_rank, hidden, MAY_BE_QUANTISED},
-        {&l->q_a_layernorm, "self_attn.q_a_layernorm.weight", 0, q_rank, PLAIN},
-        {&l->q_b_proj, "self_attn.q_b_proj.weight", q, q_rank, MAY_BE_QUANTISED}};
-    const place without_rank[] = {
-        {&l->q_proj, "self_attn.q_proj.weight", q, hidden, MAY_BE_QUANTISED}};
-    const place rest[] = {
-        {&l->kv_a_proj_with_mqa, "self_attn.kv_a_proj_with_mqa.weight",
-         latent + c->qk_rope_head_dim, hidden, MAY_BE_QUANTISED},
-        /* The norm covers the latent only; the rope key behind it is not normed. */
-        {&l->kv_a_layernorm, "self_attn.kv_a_layernorm.weight", 0, latent, PLAIN},
-        {&l->o_proj, "self_attn.o_proj.weight", hidden, heads * c->v_head_dim, MAY_BE_QUANTISED}};
-    const place whole = {&l->kv_b_proj, "self_attn.kv_b_proj.weight", kv, latent, MAY_BE_QUANTISED};
-    /* GGUF's two halves: per head the key half transposed, and the value half. */
-    const place halves[] = {
-        {&l->k_b_proj, "self_attn.k_b_proj.weight", heads * latent, c->qk_nope_head_dim,
-         MAY_BE_BLOCKS},
-        {&l->v_b_proj, "self_attn.v_b_proj.weight", heads * c->v_head_dim, latent, MAY_BE_BLOCKS}};
-    dsi_status status = q_rank ? bind_places(b, with_rank, COUNT(with_rank))
-                               : bind_places(b, without_rank, COUNT(without_rank));
-    if (!status) status = bind_places(b, rest, COUNT(rest));
-    if (status) return status;
-    if (!b->checkpoint->gguf || has_part(b, whole.part)) {
-        pass_over(b, halves, COUNT(halves)); /* some files have both */
-        return bind_places(b, &whole, 1);
-    }
-    return bind_places(b, halves, COUNT(halves));
-}
-
-static dsi_status bind_gqa(binder *b, dsi_layer_weights *l) {
-    const dsi_config *c = b->config;
-    int64_t hidden = c->hidden_size, q = (int64_t)c->n_heads * c->head_dim;
-    int64_t kv = (int64_t)c->n_kv_heads * c->head_dim;
-    const place matrices[] = {{&l->q_proj, "self_attn.q_proj.weight", q, hidden, MAY_BE_QUANTISED},
-                              {&l->k_proj, "self_attn.k_proj.weight", kv, hidden, MAY_BE_QUANTISED},
-                              {&l->v_proj, "self_attn.v_proj.weight", kv, hidden, MAY_BE_QUANTISED},
-                              {&l->o_proj, "self_attn.o_proj.weight", hidden, q, MAY_BE_QUANTISED}};
-    const place biases[] = {{&l->q_bias, "self_attn.q_proj.bias", 0, q, PLAIN},
-                            {&l->k_bias, "self_attn.k_proj.bias", 0, kv, PLAIN},
-                            {&l->v_bias, "self_attn.v_proj.bias", 0, kv, PLAIN}};
-    dsi_status status = bind_places(b, matrices, COUNT(matrices));
-    if (status || !c->arch->qkv_bias) return status;
-    return bind_places(b, biases, COUNT(biases));
-}
-
-static dsi_status bind_moe(binder *b, dsi_layer_weights *l) {
-    const dsi_config *c = b->config;
-    int64_t experts = c->n_routed_experts, inter = c->moe_intermediate_size;
-    /* The gate decides by small differences: no checkpoint quantises it, none may. */
-    dsi_status status = bind_part(b, &l->gate, "mlp.gate.weight", experts, c->hidden_size, PLAIN);
-    if (!status && c->router == DSI_ROUTER_NOAUX_TC)
-        status = bind_part(b, &l->e_score_correction_bias, "mlp.gate.e_score_correction_bias", 0,
-                           experts, PLAIN);
-    char prefix[64];
-    for (int64_t j = 0; j < experts && !status; j++) {
-        snprintf(prefix, sizeof prefix, "mlp.experts.%" PRId64, j);
-        status = bind_mlp(b, &l->experts[j], prefix, inter);
-    }
-    if (status || c->n_shared_experts == 0) return status;
-    return bind_mlp(b, &l->shared_experts, "mlp.shared_experts", inter * c->n_shared_experts);
-}
-
-static dsi_status bind_layer(binder *b, dsi_layer_weights *l) {
-    const dsi_config *c = b->config;
-    int64_t hidden = c->hidden_size;
-    const place norms[] = {
-        {&l->input_layernorm, "input_layernorm.weight", 0, hidden, PLAIN},
-        {&l->post_attention_layernorm, "post_attention_layernorm.weight", 0, hidden, PLAIN}};
-    dsi_status status = bind_places(b, norms, COUNT(norms));
-    if (!status) status = c->arch->attention == DSI_ATTENTION_MLA ? bind_mla(b, l) : bind_gqa(b, l);
-    if (status) return status;
-    return l->is_moe ? bind_moe(b, l) : bind_mlp(b, &l->mlp, "mlp", c->intermediate_size);
-}
-
-static dsi_status bind_top(binder *b) {
-    const dsi_config *c = b->config;
-    dsi_weights *w = b->weights;
-    int64_t vocab = c->vocab_size, hidden = c->hidden_size;
-    static const char head[] = "lm_head.weight", rope_freqs[] = "rope_freqs.weight";
-    dsi_status status =
-        bind_tensor(b, &w->embed_tokens, "model.embed_tokens.weight", vocab, hidden, MAY_BE_BLOCKS);
-    if (!status) status = bind_tensor(b, &w->norm, "model.norm.weight", 0, hidden, PLAIN);
-    if (!status && dsi_checkpoint_find(b->checkpoint, rope_freqs))
-        status = bind_tensor(b, &w->rope_freqs, rope_freqs, 0, c->head_dim / 2, PLAIN);
-    if (status || !c->tie_word_embeddings)
-        return status ? status : bind_tensor(b, &w->lm_head, head, vocab, hidden, MAY_BE_QUANTISED);
-    /* A tied head that is stored all the same is a copy of embed_tokens, and passed over. */
-    const dsi_file_tensor *t = dsi_checkpoint_find(b->checkpoint, head);
-    if (t) b->used[t - b->checkpoint->tensors] = 1;
-    return t ? check_tensor(b, t, vocab, hidden, MAY_BE_BLOCKS) : DSI_OK;
 }
 
 /* ---- Tensors that no place asked for -------------------------------------------------------- */
@@ -489,7 +316,7 @@ bool dsi_tensor_is_mtp(const dsi_config *config, const char *name, uint32_t *lay
 
 /* An MTP block is known by its eh_proj. A layer behind the last one without it means that
  * config.json says too few layers. */
-static bool is_mtp_block(const binder *b, uint32_t layer) {
+bool dsi_is_mtp_block(const dsi_binder *b, uint32_t layer) {
     char name[64];
     snprintf(name, sizeof name, "model.layers.%u.eh_proj.weight", layer);
     return b->config->arch->moe && dsi_checkpoint_find(b->checkpoint, name) != NULL;
@@ -500,22 +327,22 @@ static bool ends_with(const char *text, const char *tail) {
     return n >= m && strcmp(text + n - m, tail) == 0;
 }
 
-static dsi_status check_unused(binder *b) {
+static dsi_status check_unused(dsi_binder *b) {
     const dsi_checkpoint *c = b->checkpoint;
     uint8_t known[1001] = {0}; /* layers: 1 is an MTP block, 2 is not */
     for (uint32_t i = 0; i < c->n_tensors; i++) {
         const dsi_file_tensor *t = &c->tensors[i];
         uint32_t layer = 0;
-        if (b->used[i] || ends_with(t->name, ".rotary_emb.inv_freq")) continue;
         bool behind = dsi_tensor_is_mtp(b->config, t->name, &layer);
         if (behind && known[layer] == 0) {
-            known[layer] = is_mtp_block(b, layer) ? 1 : 2;
+            known[layer] = dsi_is_mtp_block(b, layer) ? 1 : 2;
             if (known[layer] == 1) b->weights->n_mtp_layers++;
         }
         if (behind && known[layer] == 1) {
             b->weights->n_mtp_tensors++;
             continue;
         }
+        if (b->used[i] || ends_with(t->name, ".rotary_emb.inv_freq")) continue;
         if (behind)
             return dsi_fail(b->error, DSI_E_MODEL,
                             "%s: tensor \"%s\" lies behind the last layer and belongs to no MTP "
@@ -532,7 +359,7 @@ static dsi_status check_unused(binder *b) {
 
 /* ---- Bind and free -------------------------------------------------------------------------- */
 
-static dsi_status allocate(binder *b) {
+static dsi_status allocate(dsi_binder *b) {
     const dsi_config *c = b->config;
     dsi_weights *w = b->weights;
     uint64_t n_moe = 0, n_bytes_names = 1;
@@ -548,6 +375,7 @@ static dsi_status allocate(binder *b) {
             n_moe += w->layers[i].is_moe;
         }
         /* At most 256 layers of 1024 experts. */
+        n_moe++; /* the block that drafts */
         w->expert_storage = dsi_sys_calloc(n_moe * c->n_routed_experts, sizeof *w->expert_storage);
     }
     if (!b->used || !w->names || !w->layers || !w->expert_storage)
@@ -559,6 +387,7 @@ static dsi_status allocate(binder *b) {
         w->layers[i].experts = next;
         next += c->n_routed_experts;
     }
+    w->mtp.layer.experts = next;
     return DSI_OK;
 }
 
@@ -566,14 +395,15 @@ dsi_status dsi_weights_bind(const dsi_checkpoint *checkpoint, const dsi_config *
                             dsi_weights *weights, dsi_error *error) {
     dsi_error local;
     *weights = (dsi_weights){0};
-    binder b = {.checkpoint = checkpoint,
-                .config = config,
-                .weights = weights,
-                .error = error ? error : &local};
+    dsi_binder b = {.checkpoint = checkpoint,
+                    .config = config,
+                    .weights = weights,
+                    .error = error ? error : &local};
     dsi_status status = allocate(&b);
-    if (!status) status = bind_top(&b);
+    if (!status) status = dsi_bind_top(&b);
     for (; b.layer < config->n_layers && !status; b.layer++)
-        status = bind_layer(&b, &weights->layers[b.layer]);
+        status = dsi_bind_layer(&b, &weights->layers[b.layer]);
+    if (!status) status = dsi_bind_mtp(&b);
     if (!status) status = check_ignored(&b);
     if (!status) status = check_unused(&b);
     if (!status) status = make_copies(&b);
