@@ -129,7 +129,10 @@ static dsi_status queue_prompt(dsi_answer *a, const int32_t *tokens, size_t n_to
 
 dsi_status dsi_answer_begin(dsi_answer *a, dsi_session *s, const dsi_message *messages,
                             size_t n_messages, uint32_t think) {
-    *a = (dsi_answer){.session = s, .start = dsi_sys_seconds()};
+    *a = (dsi_answer){.session = s,
+                      .start = dsi_sys_seconds(),
+                      .n_drafted = s->n_drafted,
+                      .n_accepted = s->n_accepted};
     a->result.struct_size = sizeof a->result;
     int32_t *tokens = NULL;
     size_t n_tokens = 0;
@@ -192,6 +195,8 @@ void dsi_answer_end(dsi_answer *a, dsi_status status) {
     dsi_session *s = a->session;
     if (s->on_event) dsi_answer_finish(s);
     a->result.finish_reason = reason_of(a, status);
+    a->result.n_drafted = s->n_drafted - a->n_drafted;
+    a->result.n_accepted = s->n_accepted - a->n_accepted;
     if (a->result.finish_reason == DSI_FINISH_STOP_TEXT)
         a->result.stop_index = (uint32_t)s->answer_text.stop_index;
     dsi_event event = {.struct_size = sizeof event,

@@ -55,6 +55,16 @@ static dsi_status check_activations(dsi_engine *e) {
                         "activations e4m3: %s has no FP8 weights for them; use bf16 or f32", dir);
     return DSI_OK;
 }
+static dsi_status check_drafts(dsi_engine *e) {
+    const dsi_weights *w = &e->model->weights;
+    e->n_kv_layers = e->model->config.n_layers + (e->options.draft_tokens ? 1 : 0);
+    if (!e->options.draft_tokens || w->mtp.eh_proj.name) return DSI_OK;
+    bool bad = w->mtp_error.text[0] != 0;
+    return dsi_fail(&e->handle.error, bad ? w->mtp_error.status : DSI_E_ARG,
+                    "draft_tokens %u: %s%s; use draft_tokens 0", e->options.draft_tokens,
+                    bad ? "the MTP block cannot be used: " : e->model->checkpoint.dir,
+                    bad ? w->mtp_error.text : " has no MTP block, which drafts tokens");
+}
 static const char *activations_name(const dsi_engine *e) {
     static const char *const names[] = {"bf16", "f32", "a8", "e4m3"};
     return names[e->options.activations];
@@ -98,7 +108,8 @@ static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *optio
                   {"check_layers", o->check_layers, 0, 1},
                   {"pin", o->pin, 0, DSI_PIN_OFF},
                   {"weights", o->weights, 0, DSI_WEIGHTS_COPY},
-                  {"kv_cache", o->kv_cache, 0, DSI_KV_CACHE_INT8}};
+                  {"kv_cache", o->kv_cache, 0, DSI_KV_CACHE_INT8},
+                  {"draft_tokens", o->draft_tokens, 0, DSI_MAX_DRAFTS}};
     for (size_t i = 0; st == DSI_OK && i < sizeof ranges / sizeof ranges[0]; i++)
         st = check_range(e, ranges[i].name, ranges[i].value, ranges[i].low, ranges[i].high);
     if (st == DSI_OK && o->gemm != DSI_GEMM_AUTO && o->mode == DSI_MODE_EXACT)
@@ -109,6 +120,7 @@ static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *optio
     e->act = o->activations == DSI_ACTIVATIONS_F32 ? DSI_DTYPE_F32 : DSI_DTYPE_BF16;
     if (st == DSI_OK) st = check_activations(e);
     if (st == DSI_OK) st = choose_kv_cache(e);
+    if (st == DSI_OK) st = check_drafts(e);
     e->max_pages = (uint32_t)dsi_ceil_div(o->max_context, DSI_PAGE_ROWS);
     e->n_pages = (uint32_t)dsi_ceil_div(o->kv_tokens, DSI_PAGE_ROWS);
     return st;
@@ -153,7 +165,7 @@ static void describe(dsi_engine *e) {
 static bool kv_bytes(const dsi_engine *e, uint64_t *bytes) {
     uint64_t n = (uint64_t)e->kv_columns * dsi_dtype_bytes(e->kv_dtype);
     return dsi_mul_ok(n, (uint64_t)e->n_pages * DSI_PAGE_ROWS, &n) &&
-           dsi_mul_ok(n, e->model->config.n_layers, bytes);
+           dsi_mul_ok(n, e->n_kv_layers, bytes);
 }
 
 /* Elements of the largest tensor that a tap or check_layers looks at. */
@@ -187,6 +199,13 @@ static bool choose_copy(const dsi_engine *e) {
     return several && dsi_model_weight_bytes(e->model) < room - room / 8;
 }
 
+static dsi_status plan_drafts(dsi_engine *e, uint64_t *workspace) {
+    uint32_t rows = e->options.chunk_tokens, heads = e->options.max_sessions;
+    dsi_status st = dsi_forward_mtp_states(e, DSI_FORWARD_PLAN, rows, workspace);
+    if (st == DSI_OK) st = dsi_forward_mtp_block(e, DSI_FORWARD_PLAN, rows, workspace);
+    return st == DSI_OK ? dsi_forward_mtp_head(e, DSI_FORWARD_PLAN, heads, NULL, workspace) : st;
+}
+
 static dsi_status make_plan(dsi_engine *e) {
     dsi_memory_plan *p = &e->plan;
     e->placed.is_copy = choose_copy(e);
@@ -197,6 +216,7 @@ static dsi_status make_plan(dsi_engine *e) {
     st = dsi_forward(e, DSI_FORWARD_PLAN, &workspace);
     if (st == DSI_OK)
         st = dsi_forward_head(e, DSI_FORWARD_PLAN, 0, e->options.max_sessions, NULL, &workspace);
+    if (st == DSI_OK && e->options.draft_tokens) st = plan_drafts(e, &workspace);
     if (st != DSI_OK) return st;
     e->scratch.n_bytes_workspace = workspace;
     /* logits: one slice in the engine, one row in every session */
@@ -205,6 +225,8 @@ static dsi_status make_plan(dsi_engine *e) {
     p->n_bytes_weights = e->placed.is_copy
                              ? e->placed.n_bytes_copy + e->model->weights.n_bytes_copies
                              : dsi_model_weight_bytes(e->model);
+    if (!e->placed.is_copy && e->options.draft_tokens)
+        p->n_bytes_weights += dsi_model_mtp_bytes(e->model);
     p->n_bytes_weights += e->placed.n_bytes_vectors;
     p->n_bytes_scratch = e->scratch.n_bytes + workspace + logits;
     if (e->options.check_layers) p->n_bytes_scratch += tap_elements(e) * sizeof(float);
@@ -261,6 +283,8 @@ static dsi_status allocate_rows(dsi_engine *e) {
     r->head_rows = dsi_sys_calloc(n, sizeof *r->head_rows);
     r->head_seq = dsi_sys_calloc(n, sizeof *r->head_seq);
     r->taken = dsi_sys_calloc(sessions, sizeof *r->taken);
+    r->extra = dsi_sys_calloc(sessions, sizeof *r->extra);
+    r->mtp_rows = dsi_sys_calloc(n, sizeof *r->mtp_rows);
     r->page_table = dsi_sys_calloc(sessions * e->max_pages, sizeof *r->page_table);
     r->head_logits = dsi_sys_calloc(sessions, e->model->config.vocab_size * sizeof(float));
     r->zero_page = dsi_sys_calloc(1, dsi_kv_page_bytes(e));
@@ -269,8 +293,9 @@ static dsi_status allocate_rows(dsi_engine *e) {
     e->free_pages = dsi_sys_calloc(e->n_pages, sizeof *e->free_pages);
     e->page_holders = dsi_sys_calloc(e->n_pages, sizeof *e->page_holders);
     if (!r->tokens || !r->seq || !r->position || !r->slots || !r->expanded || !r->head_rows ||
-        !r->head_seq || !r->taken || !r->page_table || !r->head_logits || !r->zero_page ||
-        !r->page || !r->broken || !e->free_pages || !e->page_holders)
+        !r->head_seq || !r->taken || !r->extra || !r->mtp_rows || !r->page_table ||
+        !r->head_logits || !r->zero_page || !r->page || !r->broken || !e->free_pages ||
+        !e->page_holders)
         return dsi_fail(&e->handle.error, DSI_E_NOMEM, "no memory for the rows of a step");
     for (uint32_t i = 0; i < e->n_pages; i++) e->free_pages[i] = (int32_t)(e->n_pages - 1 - i);
     e->n_free_pages = e->n_pages;
@@ -359,10 +384,10 @@ dsi_status dsi_plan(const dsi_model *model, const dsi_engine_options *options,
 
 static void free_engine(dsi_engine *e) {
     dsi_step_rows *r = &e->rows;
-    void *blocks[] = {r->tokens,      r->seq,       r->position,   r->slots,
-                      r->expanded,    r->head_rows, r->head_seq,   r->page_table,
-                      r->head_logits, r->zero_page, r->tap_values, r->taken,
-                      r->page,        r->broken,    e->free_pages, e->page_holders};
+    void *blocks[] = {r->tokens,     r->seq,        r->position,    r->slots,       r->expanded,
+                      r->head_rows,  r->head_seq,   r->page_table,  r->head_logits, r->zero_page,
+                      r->tap_values, r->taken,      r->extra,       r->mtp_rows,    r->page,
+                      r->broken,     e->free_pages, e->page_holders};
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) dsi_sys_free(blocks[i]);
     dsi_unplace_weights(e);
     if (e->backend) {

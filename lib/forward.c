@@ -24,6 +24,7 @@ typedef struct walk {
     int32_t layer;            /* -1 outside the layers */
     const int32_t *head_rows; /* the head: which rows of the batch it works on; else NULL */
     bool any_absorbed, any_expanded;
+    bool is_draft;       /* the MTP block: what is not finite there spoils a draft, no answer */
     const char *product; /* the name of the op that comes next, where its kind does not say it */
     dsi_status status;
 } walk;
@@ -80,7 +81,7 @@ static void check_row(walk *w, const char *name, int64_t r, const float *row, ui
 /* Reads a named intermediate as f32, for the check for NaN and for the caller's tap. */
 static void observe(walk *w, const char *name, const dsi_tensor *t, dsi_tap_fn to_tap) {
     dsi_engine *e = w->e;
-    if (!to_tap && !e->options.check_layers) return;
+    if (!to_tap && (!e->options.check_layers || w->is_draft)) return;
     if (w->mode == DSI_FORWARD_PLAN || w->status != DSI_OK) return;
     uint64_t n = (uint64_t)t->ne[0], bytes = n * dsi_dtype_bytes(t->dtype);
     for (int64_t r = 0; r < t->ne[1] && w->status == DSI_OK; r++) {
@@ -90,7 +91,7 @@ static void observe(walk *w, const char *name, const dsi_tensor *t, dsi_tap_fn t
         uint64_t offset = t->offset + (uint64_t)(r * t->stride[1]) * dsi_dtype_bytes(t->dtype);
         w->status = e->backend->read(e->stream, raw, t->buf, offset, bytes);
         dsi_widen(t->dtype, raw, row, n);
-        if (e->options.check_layers) check_row(w, name, r, row, n);
+        if (e->options.check_layers && !w->is_draft) check_row(w, name, r, row, n);
     }
     if (w->status == DSI_OK && to_tap)
         to_tap(e->tap_user, name, w->layer, e->rows.tap_values, (size_t)t->ne[1], (size_t)n);
@@ -336,8 +337,10 @@ static walk start(dsi_engine *e, dsi_forward_mode mode, int64_t n, int64_t n_hea
     dsi_tensor *all[] = {&w.t.tokens,     &w.t.positions,     &w.t.slots,      &w.t.hidden,
                          &w.t.normed,     &w.t.q_a,           &w.t.q_a_normed, &w.t.q,
                          &w.t.kv,         &w.t.q_absorbed,    &w.t.o_latent,   &w.t.attention,
-                         &w.t.ffn_hidden, &w.t.router_logits, &w.t.expert_ids, &w.t.expert_weights};
-    dsi_tensor *head[] = {&w.t.head_rows, &w.t.head_hidden, &w.t.head_normed, &w.t.logits};
+                         &w.t.ffn_hidden, &w.t.router_logits, &w.t.expert_ids, &w.t.expert_weights,
+                         &w.t.mtp_hidden, &w.t.mtp_concat};
+    dsi_tensor *head[] = {&w.t.head_rows, &w.t.head_hidden, &w.t.head_normed, &w.t.logits,
+                          &w.t.mtp_rows};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) cut(&w, all[i], n);
     for (size_t i = 0; i < sizeof head / sizeof head[0]; i++) cut(&w, head[i], n_head);
     const dsi_step_rows *r = &e->rows;
@@ -377,6 +380,16 @@ dsi_status dsi_forward(dsi_engine *e, dsi_forward_mode mode, uint64_t *workspace
     return w.status;
 }
 
+static void read_logits(walk *w, uint32_t n, float *logits) {
+    const dsi_tensor *t = &w->t.logits;
+    uint64_t row = (uint64_t)t->ne[0] * sizeof *logits;
+    for (uint32_t i = 0; w->mode == DSI_FORWARD_RUN && w->status == DSI_OK && i < n; i++) {
+        uint64_t offset = t->offset + i * (uint64_t)t->stride[1] * sizeof *logits;
+        w->status =
+            w->e->backend->read(w->e->stream, logits + i * (uint64_t)t->ne[0], t->buf, offset, row);
+    }
+}
+
 dsi_status dsi_forward_head(dsi_engine *e, dsi_forward_mode mode, uint32_t first, uint32_t n,
                             float *logits, uint64_t *workspace) {
     walk w = start(e, mode, e->options.chunk_tokens, n);
@@ -386,12 +399,64 @@ dsi_status dsi_forward_head(dsi_engine *e, dsi_forward_mode mode, uint32_t first
            (dsi_tensor *[]){&w.t.head_hidden}, 1, NULL);
     rms_norm(&w, "norm", &w.t.head_hidden, &e->placed.norm, &w.t.head_normed);
     linear(&w, "lm_head", &w.t.head_normed, &e->placed.lm_head, &w.t.logits, false);
-    uint64_t row = (uint64_t)w.t.logits.ne[0] * sizeof *logits;
-    for (uint32_t i = 0; mode == DSI_FORWARD_RUN && w.status == DSI_OK && i < n; i++) {
-        uint64_t offset = w.t.logits.offset + i * (uint64_t)w.t.logits.stride[1] * sizeof *logits;
-        w.status = e->backend->read(e->stream, logits + i * (uint64_t)w.t.logits.ne[0],
-                                    w.t.logits.buf, offset, row);
-    }
+    read_logits(&w, n, logits);
     if (workspace && w.workspace > *workspace) *workspace = w.workspace;
     return w.status;
+}
+
+/* ---- The MTP block
+ * ------------------------------------------------------------------------------------ */
+
+/* Rows of `from` by rows.mtp_rows. */
+static void gather(walk *w, const dsi_tensor *from, dsi_tensor *rows, dsi_tensor *to, uint32_t n) {
+    if (w->mode == DSI_FORWARD_RUN) send(w, rows, w->e->rows.mtp_rows, n * sizeof(int32_t));
+    submit(w, DSI_OP_GATHER_ROWS, (const dsi_tensor *[]){from, rows}, 2, (dsi_tensor *[]){to}, 1,
+           NULL);
+}
+
+static dsi_status end_mtp(const walk *w, uint64_t *workspace) {
+    if (workspace && w->workspace > *workspace) *workspace = w->workspace;
+    return w->status;
+}
+
+dsi_status dsi_forward_mtp_states(dsi_engine *e, dsi_forward_mode mode, uint32_t n,
+                                  uint64_t *workspace) {
+    walk w = start(e, mode, e->options.chunk_tokens, n);
+    w.is_draft = true;
+    w.t.mtp_hidden.ne[1] = n;
+    gather(&w, &w.t.hidden, &w.t.mtp_rows, &w.t.mtp_hidden, n);
+    rms_norm(&w, "mtp.norm", &w.t.mtp_hidden, &e->placed.norm, &w.t.mtp_hidden);
+    return end_mtp(&w, workspace);
+}
+
+dsi_status dsi_forward_mtp_block(dsi_engine *e, dsi_forward_mode mode, uint32_t n,
+                                 uint64_t *workspace) {
+    walk w = start(e, mode, n, 0);
+    const int64_t hidden = w.config->hidden_size;
+    w.is_draft = true;
+    send(&w, &w.t.tokens, e->rows.tokens, n * sizeof *e->rows.tokens);
+    send(&w, &w.t.positions, e->rows.position, n * sizeof *e->rows.position);
+    send(&w, &w.t.slots, e->rows.slots, n * sizeof *e->rows.slots);
+    submit(&w, DSI_OP_EMBED, (const dsi_tensor *[]){&w.t.tokens, &e->placed.mtp_embed_tokens}, 2,
+           (dsi_tensor *[]){&w.t.hidden}, 1, NULL);
+    dsi_tensor embedding = columns(&w.t.mtp_concat, 0, hidden);
+    dsi_tensor state = columns(&w.t.mtp_concat, hidden, hidden);
+    rms_norm(&w, "mtp.enorm", &w.t.hidden, &e->placed.enorm, &embedding);
+    rms_norm(&w, "mtp.hnorm", &w.t.mtp_hidden, &e->placed.hnorm, &state);
+    linear(&w, "mtp.eh_proj", &w.t.mtp_concat, &e->placed.eh_proj, &w.t.hidden, false);
+    layer(&w, w.config->n_layers);
+    return end_mtp(&w, workspace);
+}
+
+dsi_status dsi_forward_mtp_head(dsi_engine *e, dsi_forward_mode mode, uint32_t n, float *logits,
+                                uint64_t *workspace) {
+    walk w = start(e, mode, e->options.chunk_tokens, n);
+    w.is_draft = true;
+    w.t.mtp_hidden.ne[1] = n;
+    gather(&w, &w.t.hidden, &w.t.mtp_rows, &w.t.head_hidden, n);
+    rms_norm(&w, "mtp.shared_head.norm", &w.t.head_hidden, &e->placed.mtp_norm, &w.t.mtp_hidden);
+    rms_norm(&w, "mtp.shared_head.norm", &w.t.head_hidden, &e->placed.mtp_norm, &w.t.head_normed);
+    linear(&w, "mtp.shared_head.head", &w.t.head_normed, &e->placed.mtp_head, &w.t.logits, false);
+    read_logits(&w, n, logits);
+    return end_mtp(&w, workspace);
 }

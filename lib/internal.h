@@ -22,6 +22,8 @@ typedef struct dsi_handle {
 } dsi_handle;
 /* Bytes of the weights that a forward pass reads: MTP blocks are mapped but not touched. */
 uint64_t dsi_model_weight_bytes(const dsi_model *model);
+/* Those of the MTP block that a step with drafts reads. */
+uint64_t dsi_model_mtp_bytes(const dsi_model *model);
 /* Where a call without a handle leaves its message. */
 dsi_error *dsi_thread_error(void);
 
@@ -75,7 +77,8 @@ typedef struct dsi_placed_layer {
 
 typedef struct dsi_placement {
     dsi_tensor embed_tokens, norm, lm_head, inv_freq;
-    dsi_placed_layer *layers;
+    dsi_tensor mtp_embed_tokens, mtp_head, enorm, hnorm, eh_proj, mtp_norm; /* with drafts alone */
+    dsi_placed_layer *layers; /* [n_layers], behind them that of the MTP block */
     dsi_tensor *expert_storage;
     const dsi_tensor **moe_in_storage;
     dsi_buf **shards; /* imported mappings, one per shard, then the loader's copies */
@@ -103,6 +106,7 @@ typedef struct dsi_scratch {
     dsi_tensor ffn_hidden;                          /* act [intermediate] */
     dsi_tensor router_logits, expert_ids, expert_weights;
     dsi_tensor head_hidden, head_normed, logits; /* [max_sessions] rows */
+    dsi_tensor mtp_rows, mtp_hidden, mtp_concat; /* I32, F32 [hidden], act [2 * hidden] */
     dsi_buf *buf, *workspace;
     uint64_t n_bytes, n_bytes_workspace;
 } dsi_scratch;
@@ -131,6 +135,8 @@ typedef struct dsi_step_rows {
     dsi_session *const *sessions; /* of the step that runs */
     uint32_t n_sessions;
     uint32_t *taken;    /* [max_sessions] rows of each session in the step */
+    uint32_t *extra;    /* [max_sessions] drafts behind them */
+    int32_t *mtp_rows;  /* rows of the step whose hidden states the MTP block wants */
     float *tap_values;  /* host copy of one tensor, when a tap is set */
     uint8_t *zero_page; /* what a released KV page is overwritten with */
     uint8_t *page;      /* one page on its way from one place to another */
@@ -159,6 +165,7 @@ struct dsi_engine {
     int32_t *free_pages;
     uint32_t *page_holders; /* [n_pages] sessions that hold a page */
     bool in_steps; /* the back-end has no DSI_OP_MOE_ROUTED: its router is an op of its own */
+    uint32_t n_kv_layers; /* layers with cached rows: those of the model, and the MTP block's */
     float softmax_scale;
     double rope_factor;
     dsi_tap_fn tap;
@@ -199,6 +206,29 @@ dsi_status dsi_forward(dsi_engine *engine, dsi_forward_mode mode, uint64_t *work
  * logits (host, [n][vocab]) is filled. */
 dsi_status dsi_forward_head(dsi_engine *engine, dsi_forward_mode mode, uint32_t first, uint32_t n,
                             float *logits, uint64_t *workspace);
+
+/* The MTP block (forward.c). states: final norm of rows of scratch.hidden, those in rows.mtp_rows,
+ * into scratch.mtp_hidden. block: n rows of engine->rows, each with the token behind it and the
+ * state in its row of mtp_hidden, through the block. head: norm and head of rows of the block's
+ * output, those in rows.mtp_rows; logits (host, [n][vocab]); the normed rows become the first of
+ * mtp_hidden. */
+dsi_status dsi_forward_mtp_states(dsi_engine *engine, dsi_forward_mode mode, uint32_t n,
+                                  uint64_t *workspace);
+dsi_status dsi_forward_mtp_block(dsi_engine *engine, dsi_forward_mode mode, uint32_t n,
+                                 uint64_t *workspace);
+dsi_status dsi_forward_mtp_head(dsi_engine *engine, dsi_forward_mode mode, uint32_t n,
+                                float *logits, uint64_t *workspace);
+
+/* ---- Drafts (draft.c)
+ * ----------------------------------------------------------------------------- */
+
+/* Before the rows of a step are collected: drafts for the sessions that wait for one token. */
+dsi_status dsi_draft_before_step(dsi_engine *engine);
+/* Behind its heads: rows whose next token is known go through the MTP block, the states of the
+ * others are held. */
+dsi_status dsi_draft_after_step(dsi_engine *engine);
+/* The sampler has drawn `token`, which is queued now: was it drafted, then its row is there. */
+void dsi_draft_meet(dsi_session *session, int32_t token);
 
 /* ---- Where the time of a step goes (profile.c); for measuring, not for serving -----------------
  */
@@ -243,6 +273,12 @@ struct dsi_session {
     float *logits; /* [logit_rows][vocab] of the last step */
     uint32_t logit_rows, n_logits, first_logit;
     dsi_broken broken; /* why the queued rows cannot be computed */
+    /* drafts (draft.c): tokens[n_total ..] holds those that the next step computes beside the
+     * queued token, or that the last step computed and the sampler has not met yet */
+    uint32_t n_drafts, n_extra;
+    float *held; /* [1 + draft_tokens][hidden] states of rows whose next token was not known */
+    uint32_t n_held, first_held;
+    uint32_t n_drafted, n_accepted; /* since the session was opened */
     /* the sampler */
     uint32_t n_sampled; /* draws so far: with the seed, the next random number */
     uint32_t n_answer;  /* those since the last append: what max_tokens limits */
@@ -334,6 +370,7 @@ typedef struct dsi_answer {
     dsi_generate_result result;
     double start, first; /* dsi_sys_seconds() of the call and of the first token; 0: not yet */
     uint32_t n_reported; /* prompt tokens of the last PROGRESS */
+    uint32_t n_drafted, n_accepted; /* of the session when the answer began */
     bool caller_stopped;
 } dsi_answer;
 /* Renders the messages, keeps what the session already holds of them, queues the rest. On an error

@@ -266,6 +266,17 @@ uint64_t dsi_model_weight_bytes(const dsi_model *model) {
     return count_weights(model).bytes + model->weights.n_bytes_copies;
 }
 
+uint64_t dsi_model_mtp_bytes(const dsi_model *model) {
+    const dsi_mtp_weights *m = &model->weights.mtp;
+    count c = {0};
+    if (!m->eh_proj.name) return 0;
+    const dsi_weight *own[] = {&m->enorm, &m->hnorm,        &m->eh_proj,
+                               &m->norm,  &m->embed_tokens, &m->head};
+    for (size_t i = 0; i < sizeof own / sizeof own[0]; i++) add(&c, own[i], 1);
+    add_layer(&c, &m->layer, &model->config);
+    return c.bytes;
+}
+
 /* Parameters of the MTP blocks, scales not counted. */
 static uint64_t count_mtp(const dsi_model *model) {
     uint64_t params = 0;

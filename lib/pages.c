@@ -23,7 +23,7 @@ static int32_t take_page(dsi_engine *e) {
 /* One tenant never sees another's latents. */
 static void let_go(dsi_engine *e, int32_t page) {
     if (--e->page_holders[page]) return;
-    for (uint32_t l = 0; l < e->model->config.n_layers; l++)
+    for (uint32_t l = 0; l < e->n_kv_layers; l++)
         e->backend->write(e->stream, e->kv, page_offset(e, l, page), e->rows.zero_page,
                           dsi_kv_page_bytes(e));
     e->free_pages[e->n_free_pages++] = page;
@@ -32,7 +32,7 @@ static void let_go(dsi_engine *e, int32_t page) {
 static dsi_status copy_page(dsi_engine *e, int32_t from, int32_t to, dsi_error *error) {
     uint64_t bytes = dsi_kv_page_bytes(e);
     dsi_status st = DSI_OK;
-    for (uint32_t l = 0; st == DSI_OK && l < e->model->config.n_layers; l++) {
+    for (uint32_t l = 0; st == DSI_OK && l < e->n_kv_layers; l++) {
         st = e->backend->read(e->stream, e->rows.page, e->kv, page_offset(e, l, from), bytes);
         if (st == DSI_OK)
             st = e->backend->write(e->stream, e->kv, page_offset(e, l, to), e->rows.page, bytes);

@@ -221,20 +221,36 @@ static dsi_status place_inv_freq(placer *p) {
 static dsi_status allocate(dsi_engine *e) {
     const dsi_config *c = &e->model->config;
     dsi_placement *placed = &e->placed;
-    uint64_t per_layer = 3ull * (c->n_routed_experts + 1), n_tensors = per_layer * c->n_layers;
+    const uint32_t n_layers = e->n_kv_layers;
+    uint64_t per_layer = 3ull * (c->n_routed_experts + 1), n_tensors = per_layer * n_layers;
     placed->n_shards = e->model->checkpoint.n_shards + 1;
-    placed->layers = dsi_sys_calloc(c->n_layers, sizeof *placed->layers);
+    placed->layers = dsi_sys_calloc(n_layers, sizeof *placed->layers);
     placed->expert_storage = dsi_sys_calloc(n_tensors, sizeof(dsi_tensor));
     placed->moe_in_storage =
-        dsi_sys_calloc(n_tensors + 3ull * c->n_layers, sizeof *placed->moe_in_storage);
+        dsi_sys_calloc(n_tensors + 3ull * n_layers, sizeof *placed->moe_in_storage);
     placed->shards = dsi_sys_calloc(placed->n_shards, sizeof *placed->shards);
     if (!placed->layers || !placed->expert_storage || !placed->moe_in_storage || !placed->shards)
         return dsi_fail(&e->handle.error, DSI_E_NOMEM, "no memory for the table of weights");
-    for (uint32_t i = 0; i < c->n_layers; i++) {
+    for (uint32_t i = 0; i < n_layers; i++) {
         placed->layers[i].experts = placed->expert_storage + i * per_layer;
         placed->layers[i].moe_in = placed->moe_in_storage + i * (per_layer + 3);
     }
     return DSI_OK;
+}
+
+/* The block that drafts, as the layer behind the last one. */
+static dsi_status place_mtp(placer *p) {
+    dsi_engine *e = p->engine;
+    const dsi_mtp_weights *m = &e->model->weights.mtp;
+    dsi_placement *to = &e->placed;
+    to->mtp_embed_tokens = to->embed_tokens, to->mtp_head = to->lm_head;
+    place_matrix(p, &m->embed_tokens, &to->mtp_embed_tokens);
+    place_matrix(p, &m->head, &to->mtp_head);
+    place_matrix(p, &m->eh_proj, &to->eh_proj);
+    dsi_status st = place_vector(p, &m->enorm, &to->enorm);
+    if (st == DSI_OK) st = place_vector(p, &m->hnorm, &to->hnorm);
+    if (st == DSI_OK) st = place_vector(p, &m->norm, &to->mtp_norm);
+    return st == DSI_OK ? place_layer(p, &m->layer, &to->layers[e->model->config.n_layers]) : st;
 }
 
 dsi_status dsi_place_weights(dsi_engine *e, bool dry_run) {
@@ -252,6 +268,7 @@ dsi_status dsi_place_weights(dsi_engine *e, bool dry_run) {
     st = place_vector(&p, &w->norm, &e->placed.norm);
     for (uint32_t i = 0; st == DSI_OK && i < e->model->config.n_layers; i++)
         st = place_layer(&p, &w->layers[i], &e->placed.layers[i]);
+    if (st == DSI_OK && e->options.draft_tokens) st = place_mtp(&p);
     if (st == DSI_OK) st = place_inv_freq(&p);
     e->placed.n_bytes_vectors = p.vectors_used;
     if (e->placed.is_copy && dry_run) e->placed.n_bytes_copy = p.copy_used;

@@ -69,6 +69,10 @@ void dsi_scratch_layout(dsi_engine *e) {
     take(s, &s->head_hidden, DSI_DTYPE_F32, head_rows, c->hidden_size);
     take(s, &s->head_normed, e->act, head_rows, c->hidden_size);
     take(s, &s->logits, DSI_DTYPE_F32, head_rows, c->vocab_size);
+    if (!e->options.draft_tokens) return;
+    take(s, &s->mtp_rows, DSI_DTYPE_I32, rows, 1);
+    take(s, &s->mtp_hidden, DSI_DTYPE_F32, rows, c->hidden_size);
+    take(s, &s->mtp_concat, e->act, rows, 2 * (int64_t)c->hidden_size);
 }
 
 dsi_tensor dsi_kv_layer(const dsi_engine *e, uint32_t layer) {

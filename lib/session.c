@@ -46,7 +46,11 @@ static dsi_status allocate(dsi_session *s) {
     const dsi_session_options *o = &s->options;
     uint64_t vocab = e->model->config.vocab_size;
     bool drawn = o->temperature > 0, penalties = dsi_has_penalty(o);
-    s->logit_rows = o->all_logits ? e->options.chunk_tokens : 1;
+    const uint32_t n_drafts = e->options.draft_tokens;
+    s->logit_rows = (o->all_logits ? e->options.chunk_tokens : 1) + n_drafts;
+    if (n_drafts)
+        s->held =
+            dsi_sys_calloc((uint64_t)n_drafts + 1, e->model->config.hidden_size * sizeof *s->held);
     s->tokens = dsi_sys_calloc(e->options.max_context, sizeof *s->tokens);
     s->sampled = dsi_sys_calloc(e->options.max_context, 1);
     s->expanded = dsi_sys_calloc(e->options.max_context / DSI_PROMPT_BLOCK + 1, 1);
@@ -55,7 +59,7 @@ static dsi_status allocate(dsi_session *s) {
     if (drawn) s->candidates = dsi_sys_calloc(2 * vocab, sizeof *s->candidates);
     if (penalties) s->penalized = dsi_sys_calloc(vocab, sizeof *s->penalized);
     if (penalties) s->seen = dsi_sys_calloc(vocab, sizeof *s->seen);
-    if (s->tokens && s->sampled && s->expanded && s->pages && s->logits &&
+    if (s->tokens && s->sampled && s->expanded && s->pages && s->logits && (!n_drafts || s->held) &&
         (!drawn || s->candidates) && (!penalties || (s->penalized && s->seen)))
         return DSI_OK;
     return dsi_fail(&s->handle.error, DSI_E_NOMEM,
@@ -120,8 +124,8 @@ void dsi_session_close(dsi_session *s) {
         if (!e->closed) dsi_pages_release(s, 0); /* the model may be closed as well */
         pthread_mutex_unlock(&e->lock);
     }
-    void *blocks[] = {s->tokens, s->sampled,    s->expanded,  s->pages,
-                      s->logits, s->candidates, s->penalized, s->seen};
+    void *blocks[] = {s->tokens,     s->sampled,   s->expanded, s->pages, s->logits,
+                      s->candidates, s->penalized, s->seen,     s->held};
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) dsi_sys_free(blocks[i]);
     dsi_stop_free(s->stop);
     dsi_sys_free(s);
@@ -237,6 +241,7 @@ dsi_status dsi_session_append(dsi_session *s, const int32_t *tokens, size_t n_to
                             "token %zu is %d; the vocabulary has ids 0 to %u", i, tokens[i],
                             vocab - 1);
     if (n_tokens) memcpy(s->tokens + s->n_total, tokens, n_tokens * sizeof *tokens);
+    s->n_drafts = s->n_extra = 0; /* they were drafts of other tokens */
     s->n_total += (uint32_t)n_tokens;
     if (n_tokens == 0) return DSI_OK;
     s->n_answer = 0;
@@ -266,6 +271,7 @@ static void push_sampled(dsi_session *s, int32_t token) {
     uint32_t max_context = s->engine->options.max_context;
     bool stopped = dsi_answer_token(s, token);
     if (s->n_total < max_context) {
+        dsi_draft_meet(s, token);
         s->sampled[s->n_total] = 1;
         s->tokens[s->n_total++] = token;
     }

@@ -51,7 +51,6 @@ static dsi_status add_rows(dsi_session *s, uint32_t seq, uint32_t n) {
     dsi_status st = dsi_session_reserve(s, s->n_tokens + n);
     if (st != DSI_OK) return st;
     memcpy(r->page_table + (uint64_t)seq * e->max_pages, s->pages, s->n_pages * sizeof *s->pages);
-    bool last_chunk = s->n_tokens + n == s->n_total;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t position = s->n_tokens + i, row = r->n_rows++;
         r->tokens[row] = s->tokens[position];
@@ -60,12 +59,14 @@ static dsi_status add_rows(dsi_session *s, uint32_t seq, uint32_t n) {
         r->slots[row] =
             (int64_t)s->pages[position / DSI_PAGE_ROWS] * DSI_PAGE_ROWS + position % DSI_PAGE_ROWS;
         r->expanded[row] = form_of(s, position);
-        if (s->options.all_logits || (last_chunk && i + 1 == n)) {
+        if (s->options.all_logits || position + 1 >= s->n_total) { /* drafts too */
             r->head_rows[r->n_head_rows] = (int32_t)row;
             r->head_seq[r->n_head_rows++] = seq;
         }
     }
-    r->taken[seq] = n;
+    uint32_t end = s->n_tokens + n;
+    r->extra[seq] = end > s->n_total ? end - s->n_total : 0;
+    r->taken[seq] = n - r->extra[seq];
     return DSI_OK;
 }
 
@@ -75,7 +76,7 @@ static void collect_rows(dsi_engine *e) {
     r->n_rows = r->n_head_rows = 0;
     for (uint32_t i = 0; i < r->n_sessions; i++) {
         dsi_session *s = r->sessions[i];
-        r->taken[i] = 0;
+        r->taken[i] = r->extra[i] = 0;
         r->broken[i] = (dsi_broken){0};
         s->outcome = s->n_total > s->n_tokens ? dsi_session_hindrance(s) : DSI_OK;
     }
@@ -86,7 +87,10 @@ static void collect_rows(dsi_engine *e) {
             if (!queued || (queued > 1) != prompts || s->outcome != DSI_OK) continue;
             dsi_session_seal(s);
             uint32_t n = queued < room ? queued : room;
-            if (n) s->outcome = add_rows(s, i, n);
+            uint32_t drafts = n == queued && s->n_drafts <= room - n ? s->n_drafts : 0;
+            if (n) s->outcome = add_rows(s, i, n + drafts);
+            if (s->outcome == DSI_E_CONTEXT && drafts) /* no page for them: without */
+                s->outcome = add_rows(s, i, n);
         }
 }
 
@@ -150,6 +154,8 @@ static void settle(dsi_engine *e, uint32_t i, dsi_status st) {
     dsi_session *s = e->rows.sessions[i];
     if (st == DSI_OK && !e->rows.broken[i].name) {
         s->n_tokens += e->rows.taken[i];
+        s->n_extra = e->rows.extra[i];
+        s->n_logits -= s->n_extra; /* those of drafts count once they are met */
         s->first_logit = s->n_tokens - s->n_logits;
     } else if (st == DSI_OK) {
         s->broken = e->rows.broken[i];
@@ -166,10 +172,13 @@ static void settle(dsi_engine *e, uint32_t i, dsi_status st) {
 
 static dsi_status step(dsi_engine *e, size_t *n_rows) {
     dsi_step_rows *r = &e->rows;
-    dsi_status st = DSI_OK;
+    const bool drafts = e->options.draft_tokens != 0;
+    dsi_status st = drafts ? dsi_draft_before_step(e) : DSI_OK;
+    if (st != DSI_OK) return st;
     collect_rows(e);
     if (r->n_rows) st = dsi_forward(e, DSI_FORWARD_RUN, NULL);
     if (r->n_rows && st == DSI_OK) st = compute_heads(e);
+    if (r->n_rows && st == DSI_OK && drafts) st = dsi_draft_after_step(e);
     if (r->n_rows && st == DSI_OK) st = e->backend->stream_sync(e->stream, UINT32_MAX);
     for (uint32_t i = 0; i < r->n_sessions; i++)
         if (r->taken[i]) settle(e, i, st);

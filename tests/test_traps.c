@@ -122,12 +122,7 @@ static double bent_kl(const char *dir, void (*bend)(dsi_config *config)) {
 static void leave(dsi_config *config) { (void)config; }
 static void drop_m_squared(dsi_config *config) { config->rope.mscale_all_dim = 0; }
 static void no_yarn(dsi_config *config) { config->rope.kind = DSI_ROPE_DEFAULT; }
-static void half_split(dsi_config *config) {
-    static dsi_arch bent;
-    bent = *config->arch;
-    bent.rope_interleaved = false;
-    config->arch = &bent;
-}
+static void half_split(dsi_config *config) { config->rope_interleaved = false; }
 static void shared_expert_scaled(dsi_config *config) { config->routed_scaling_factor = 1; }
 
 static void test_trap_05_m_squared_in_the_scale_once(void **state) {

@@ -172,6 +172,13 @@ enum { DSI_GEMM_AUTO = 0, DSI_GEMM_OWN = 1, DSI_GEMM_ONEDNN = 2, DSI_GEMM_OPENBL
  * head. Exact mode holds with each of them. Not with activations F32. */
 enum { DSI_KV_CACHE_BF16 = 0, DSI_KV_CACHE_FP8 = 1, DSI_KV_CACHE_INT8 = 2 };
 
+/* Models with a block for multi-token prediction (DeepSeek-V3, R1) can draft the tokens after the
+ * next one: a step then computes the sampled token and the drafts behind it, and as many of those
+ * as the sampler would have drawn itself are taken without a step of their own. Answers are the
+ * same token for token, greedy or sampled; what changes is the time, and the memory for the block.
+ * Drafts beyond the first are drafted from drafts. */
+enum { DSI_MAX_DRAFTS = 4 };
+
 typedef struct dsi_engine_options {
     uint32_t struct_size;
     uint32_t n_threads;    /* default 0: one per core, at most what the control group pays for */
@@ -191,6 +198,8 @@ typedef struct dsi_engine_options {
     uint32_t gemm;         /* DSI_GEMM_*, in FAST; default AUTO */
     uint32_t weights;      /* DSI_WEIGHTS_*; default AUTO */
     uint32_t kv_cache;     /* DSI_KV_CACHE_*; default BF16 */
+    uint32_t draft_tokens; /* 0 to DSI_MAX_DRAFTS; default 0 */
+    uint32_t reserved;
 } dsi_engine_options;
 DSI_API void dsi_engine_options_init(dsi_engine_options *options);
 
@@ -241,6 +250,8 @@ typedef struct dsi_generate_result {
     double decode_seconds;      /* computing and sampling every token after the first */
     uint32_t n_tokens_kept;     /* prompt tokens whose rows were still in the session */
     uint32_t stop_index;        /* which of the stop strings, with DSI_FINISH_STOP_TEXT */
+    uint32_t n_drafted;         /* tokens that the MTP block drafted, */
+    uint32_t n_accepted;        /* and those of them that were drawn */
 } dsi_generate_result;
 
 enum { DSI_THINK_AUTO = 0, DSI_THINK_ON = 1, DSI_THINK_OFF = 2 };

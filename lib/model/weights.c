@@ -349,10 +349,10 @@ static dsi_status check_unused(dsi_binder *b) {
                             "block; config.json says num_hidden_layers = %u",
                             shard_of(b, t), t->name, b->config->n_layers);
         return dsi_fail(b->error, DSI_E_MODEL,
-                        "%s: tensor \"%s\" has no place in a %s model of this shape; the "
-                        "files are of different models, or the model is a variant that is not "
-                        "supported",
-                        shard_of(b, t), t->name, b->config->arch->model_type);
+                        "%s: tensor \"%s\" has no place in a %s model with %s; the files are "
+                        "of different models, or the model is a variant that is not supported",
+                        shard_of(b, t), t->name, b->config->arch->model_type,
+                        b->checkpoint->gguf ? "these keys" : "this config.json");
     }
     return DSI_OK;
 }

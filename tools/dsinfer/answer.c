@@ -234,6 +234,16 @@ double cli_decode_rate(const dsi_generate_result *result) {
     return rate(result->n_tokens_out - ended, result->decode_seconds);
 }
 
+cli_shown cli_draft_text(const dsi_generate_result *result) {
+    cli_shown shown = {""};
+    if (result->n_drafted)
+        snprintf(shown.text, sizeof shown.text,
+                 cli_tr(" | drafts %s, %.0f %% taken", " | 起草 %s，采纳 %.0f %%"),
+                 cli_count_text(result->n_drafted).text,
+                 100.0 * result->n_accepted / result->n_drafted);
+    return shown;
+}
+
 static const char *finish_name(uint32_t reason) {
     static const char *const names[] = {"none",      "stop",      "length",   "cancelled",
                                         "stop_text", "cancelled", "deadline", "failed"};
@@ -270,6 +280,8 @@ void cli_answer_json(const cli_answer *answer, double load_seconds) {
     json_seconds("decode_seconds", result->decode_seconds, ", ");
     json_seconds("prefill_tokens_per_second", cli_prefill_rate(result), ", ");
     json_seconds("decode_tokens_per_second", cli_decode_rate(result), "}");
+    if (options->draft)
+        printf(", \"drafted\": %u, \"accepted\": %u", result->n_drafted, result->n_accepted);
     printf(", \"memory_bytes\": %llu", (unsigned long long)cli_peak_memory());
     if (options->logprobs != 0) {
         fputs(", \"logprobs\": [", stdout);

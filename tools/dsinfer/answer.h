@@ -29,6 +29,8 @@ int cli_ask(cli_answer *answer, dsi_session *session, const dsi_message *message
 void cli_answer_json(const cli_answer *answer, double load_seconds);
 /* Tokens per second of an answer, the first one not counted: it belongs to the prompt. */
 double cli_prefill_rate(const dsi_generate_result *result);
+/* What the footer says of drafts; "" without them. */
+cli_shown cli_draft_text(const dsi_generate_result *result);
 double cli_decode_rate(const dsi_generate_result *result);
 
 /* ---- Ctrl-C. The first one ends the answer that is being computed. */

@@ -97,13 +97,13 @@ static size_t context_used(const chat *c) {
 
 static void footer(const chat *c) {
     const dsi_generate_result *result = &c->answer.result;
-    cli_say(cli_tr("first %.2f s | prompt %s (%s kept) %s tok/s | answer %s tok/s | %s/%s tok%s",
-                   "首字 %.2f s | 预填 %s（沿用 %s）%s tok/s | 生成 %s tok/s | 上下文 %s/%s%s"),
+    cli_say(cli_tr("first %.2f s | prompt %s (%s kept) %s tok/s | answer %s tok/s%s | %s/%s tok%s",
+                   "首字 %.2f s | 预填 %s（沿用 %s）%s tok/s | 生成 %s tok/s%s | 上下文 %s/%s%s"),
             result->first_token_seconds, cli_count_text(result->n_tokens_in).text,
             cli_count_text(result->n_tokens_kept).text,
             cli_rate_text(cli_prefill_rate(result)).text,
-            cli_rate_text(cli_decode_rate(result)).text, cli_count_text(context_used(c)).text,
-            cli_count_text(c->context).text,
+            cli_rate_text(cli_decode_rate(result)).text, cli_draft_text(result).text,
+            cli_count_text(context_used(c)).text, cli_count_text(c->context).text,
             c->answer.stopped ? cli_tr(" | stopped", " | 已停止") : "");
 }
 

@@ -41,12 +41,12 @@ static int read_prompt(run_state *state) {
 static void print_footer(const run_state *state, const dsi_engine *engine) {
     const dsi_generate_result *result = &state->answer.result;
     cli_say(cli_tr("first token %.2f s | prompt %s tok %s tok/s | answer %s tok %s tok/s | "
-                   "memory %s | %s%s",
-                   "首字 %.2f s | 预填 %s tok %s tok/s | 生成 %s tok %s tok/s | 内存 %s | %s%s"),
+                   "memory %s%s | %s%s",
+                   "首字 %.2f s | 预填 %s tok %s tok/s | 生成 %s tok %s tok/s | 内存 %s%s | %s%s"),
             result->first_token_seconds, cli_count_text(result->n_tokens_in).text,
             cli_rate_text(cli_prefill_rate(result)).text, cli_count_text(result->n_tokens_out).text,
             cli_rate_text(cli_decode_rate(result)).text, cli_bytes_text(cli_peak_memory()).text,
-            dsi_engine_describe(engine),
+            cli_draft_text(result).text, dsi_engine_describe(engine),
             state->answer.stopped ? cli_tr(" | stopped", " | 已停止") : "");
 }
 

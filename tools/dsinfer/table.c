@@ -8,8 +8,8 @@
 const cli_option cli_option_table[] = {
     /* name, letter, kind, commands, rare, field, low, high, argument, words, en, zh */
     {"model", 'm', CLI_TEXT, CLI_READS, 0, FIELD(model), 0, 0, "DIR", NULL,
-     "checkpoint folder or .gguf file (tokenize: a tokenizer.json too)",
-     "模型目录或 .gguf 文件（tokenize 也接受 tokenizer.json）"},
+     "folder or .gguf (tokenize: tokenizer.json too)",
+     "模型目录或 .gguf（tokenize 可用 tokenizer.json）"},
     {"system", 0, CLI_TEXT, CLI_ASKS, 0, FIELD(system), 0, 0, "TEXT", NULL, "system message",
      "系统消息"},
     {"think", 0, CLI_SET, CLI_ASKS, 0, FIELD(think), DSI_THINK_ON, 0, NULL, NULL,
@@ -62,12 +62,11 @@ const cli_option cli_option_table[] = {
     {"hash", 0, CLI_WORD, CLI_VERIFY, 0, FIELD(hash), 0, 0, "HASH", "sha256|sm3",
      "digest (default sha256)", "摘要算法（默认 sha256）"},
     {"to", 0, CLI_WORD, CLI_QUANTIZE, 0, FIELD(to), 0, 0, "FORM", "int8|int8-block|int4|int4-g32",
-     "how matrices are stored", "矩阵的存储格式"},
+     "form of matrices", "矩阵格式"},
     {"out", 'o', CLI_TEXT, CLI_QUANTIZE, 0, FIELD(out), 0, 0, "DIR", NULL,
      "folder to write; an unfinished one is gone on with", "输出目录；未完成的会接着做"},
     {"keep", 0, CLI_TEXT, CLI_QUANTIZE, 0, FIELD(keep), 0, 0, "PART", NULL,
-     "leave matrices with PART in their names (4 bits: self_attn)",
-     "名称含 PART 的矩阵保持原样（4 位时默认 self_attn）"},
+     "leave matrices named so (4 bits: self_attn)", "名称含此的矩阵不变（4 位默认 self_attn）"},
     {"text", 0, CLI_TEXT, CLI_QUANTIZE, 0, FIELD(text), 0, 0, "FILE", NULL,
      "then compare both models on this text", "完成后用此文本比较前后两个模型"},
     {"list", 0, CLI_FLAG, CLI_MAN, 0, FIELD(list), 0, 0, NULL, NULL, "list the names of the pages",
@@ -99,6 +98,8 @@ const cli_option cli_option_table[] = {
     {"pin", 0, CLI_INDEX, CLI_PLANS, CLI_ANY, FIELD(pin), 0, 0, "WHEN", "auto|on|off",
      "bind each thread to a CPU (auto: if it gets all cores)",
      "线程绑定到 CPU（auto：占满全部核时）"},
+    {"draft", 0, CLI_U32, CLI_PLANS, CLI_ANY, FIELD(draft), 0, 4, "N", NULL,
+     "tokens that the MTP block drafts per step (default 0)", "MTP 每步起草的 token 数（默认 0）"},
     {"max-memory", 0, CLI_SIZE, CLI_COMPUTES | CLI_TOKENIZE, 0, FIELD(max_memory), 0, 0, "SIZE",
      NULL, "refuse to use more, e.g. 512M, 16G, 1.5GiB", "内存上限，例如 512M、16G、1.5GiB"},
     {"context", 0, CLI_U32, CLI_PLANS, 0, FIELD(context), 1, U32_MAX, "N", NULL,
@@ -109,7 +110,7 @@ const cli_option cli_option_table[] = {
      "one JSON object on stdout (schema 1)", "标准输出为一个 JSON 对象（schema 1）"},
     {"quiet", 'q', CLI_FLAG, CLI_READS, CLI_ASKS, FIELD(quiet), 0, 0, NULL, NULL,
      "nothing on stderr but errors", "标准错误只输出错误"},
-    {"lang", 0, CLI_WORD, CLI_ANY, 0, FIELD(lang), 0, 0, "LANG", "zh|en",
+    {"lang", 0, CLI_WORD, CLI_ANY, CLI_CHAT, FIELD(lang), 0, 0, "LANG", "zh|en",
      "language of messages (default: locale)", "界面语言（默认随系统）"},
     {"help", 'h', CLI_FLAG, CLI_ANY, 0, FIELD(help), 0, 0, NULL, NULL, "this text", "显示本说明"},
     {"version", 'V', CLI_FLAG, CLI_ANY, CLI_ANY, FIELD(version), 0, 0, NULL, NULL,
@@ -220,11 +221,11 @@ const cli_command cli_command_table[] = {
      {"dsinfer quantize -m MODEL --to int8 --out MODEL-int8",
       "dsinfer quantize -m MODEL --to int4 --out MODEL-int4 --text sample.txt",
       "dsinfer quantize -m MODEL --to int4 --keep none --out MODEL-int4 --json"},
-     "A run that was stopped goes on where it was when the same command is given again.\n"
-     "int8: a scale per row; int8-block: per 128 x 128; int4: per 128 columns; int4-g32:\n"
-     "per 32. Router, embeddings and head stay as they are.",
-     "中断后重新运行同一命令会从断点继续。int8：每行一个缩放；int8-block：每 128 x 128；\n"
-     "int4：每 128 列；int4-g32：每 32 列。路由、词嵌入与输出头保持原样。"},
+     "A run that was stopped goes on with the same command. Scales: int8 per row,\n"
+     "int8-block per 128 x 128, int4 per 128 columns, int4-g32 per 32. Router,\n"
+     "embeddings and head stay as they are.",
+     "中断后重新运行同一命令会从断点继续。缩放粒度：int8 每行，int8-block 每\n"
+     "128 x 128，int4 每 128 列，int4-g32 每 32 列。路由、词嵌入与输出头不变。"},
     {CLI_DOCTOR,
      "doctor",
      cli_doctor,
