@@ -36,7 +36,7 @@ static const char *op_name(dsi_op_kind kind) {
     switch (kind) {
 #define NAME(op, code)                                                                             \
     case op:                                                                                       \
-        return #op + sizeof "DSI_OP";
+        return &#op[sizeof "DSI_OP"]; /* behind "DSI_OP_" */
         DSI_OP_LIST(NAME)
 #undef NAME
     default:
