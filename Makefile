@@ -182,6 +182,7 @@ long-now: tests
 	BUILD=$(BUILD) $(BUILD)/tests/test_structure 14000
 	BUILD=$(BUILD) $(BUILD)/tests/test_bitflips 1200
 
+# One test of the pool starts threads in a child of fork().
 # What runs on several threads, and 2,000 schedules of it (in `make test` 200).
 thread_tests := base pool cancel session stream stream_end memory
 check-tsan: ## what runs on several threads, under the thread sanitizer | 线程检查
@@ -189,7 +190,8 @@ check-tsan: ## what runs on several threads, under the thread sanitizer | 线程
 	@$(MAKE) tsan-now BUILD=$(BUILD)/tsan SANITIZE=thread
 
 tsan-now: $(BUILD)/tests/test_schedules $(thread_tests:%=$(BUILD)/tests/test_%)
-	@BUILD=$(BUILD) DSI_TEST_SECONDS=3600 sh tests/run.sh $(thread_tests:%=$(BUILD)/tests/test_%)
+	@TSAN_OPTIONS=die_after_fork=0 BUILD=$(BUILD) DSI_TEST_SECONDS=3600 \
+	    sh tests/run.sh $(thread_tests:%=$(BUILD)/tests/test_%)
 	$(BUILD)/tests/test_schedules 2000
 
 # The small set, in a build of its own whose tests know that they are slow. The emulated CPU of
