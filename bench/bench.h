@@ -33,6 +33,8 @@ typedef struct bench_options {
 
 /* One line on stderr behind "dsi-bench: ". */
 void bench_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Says "cannot WHAT PATH" with the reason that errno holds; BENCH_ENVIRONMENT. */
+int bench_refused(const char *what, const char *path);
 /* Draws "what [####....] 45 %" on a terminal; done == total ends the line. */
 void bench_progress(const char *what, uint64_t done, uint64_t total);
 /* Sorts the values; the middle one, or the mean of the two in the middle. */
@@ -41,6 +43,16 @@ double bench_median(double *values, size_t n);
 double bench_percentile(const double *sorted, size_t n, double part);
 /* The largest of a list; 0 of an empty one. */
 uint32_t bench_largest(const bench_list *list);
+
+/* ---- file.c: a file is written as PATH.part and renamed when it is whole, so that nothing half
+ * written has the name of a checkpoint. Both return an exit code and say what failed. ---- */
+typedef struct bench_file {
+    FILE *stream;
+    char path[4096], part[4104];
+} bench_file;
+int bench_file_open(bench_file *file, const char *path);
+/* `code`: how the writing went; unless it is BENCH_OK, the part is removed. */
+int bench_file_close(bench_file *file, int code);
 
 /* synth.c: writes a checkpoint of a preset's shapes with random weights. */
 int bench_synth(const bench_options *options);

@@ -195,15 +195,9 @@ static void plan_units(job *j) {
 typedef struct output {
     const gguf_source *source;
     gguf_list list;
-    FILE *file;
-    char path[4096];
+    bench_file file;
     uint64_t n_written;
 } output;
-
-static int refused(const char *what, const char *path) {
-    bench_say("cannot %s %s: %s", what, path, strerror(errno));
-    return BENCH_ENVIRONMENT;
-}
 
 static void pad(FILE *file) {
     for (long at = ftell(file); at % ALIGNMENT; at++) fputc(0, file);
@@ -214,25 +208,26 @@ static uint64_t aligned(uint64_t n) { return (n + ALIGNMENT - 1) / ALIGNMENT * A
 static void write_header(output *o, const char *type_name) {
     enum { KEYS_AT = 16 };
     uint64_t offset = 0;
-    fputs("GGUF", o->file);
-    gguf_write_u32(o->file, VERSION);
-    gguf_write_u64(o->file, o->list.n);
-    gguf_write_u64(o->file, 0); /* keys: known when they are written */
-    uint64_t n_keys = gguf_write_keys(o->file, o->source->shape, type_name);
+    fputs("GGUF", o->file.stream);
+    gguf_write_u32(o->file.stream, VERSION);
+    gguf_write_u64(o->file.stream, o->list.n);
+    gguf_write_u64(o->file.stream, 0); /* keys: known when they are written */
+    uint64_t n_keys = gguf_write_keys(o->file.stream, o->source->shape, type_name);
     for (size_t i = 0; i < o->list.n; i++) {
         const gguf_tensor *t = &o->list.tensors[i];
-        gguf_write_text(o->file, t->name);
-        gguf_write_u32(o->file, t->n_dims);
-        for (uint32_t d = 0; d < t->n_dims; d++) gguf_write_u64(o->file, (uint64_t)t->dims[d]);
-        gguf_write_u32(o->file, t->type);
-        gguf_write_u64(o->file, offset);
+        gguf_write_text(o->file.stream, t->name);
+        gguf_write_u32(o->file.stream, t->n_dims);
+        for (uint32_t d = 0; d < t->n_dims; d++)
+            gguf_write_u64(o->file.stream, (uint64_t)t->dims[d]);
+        gguf_write_u32(o->file.stream, t->type);
+        gguf_write_u64(o->file.stream, offset);
         offset += aligned(t->n_bytes);
     }
-    pad(o->file);
-    long end = ftell(o->file);
-    fseek(o->file, KEYS_AT, SEEK_SET);
-    gguf_write_u64(o->file, n_keys);
-    fseek(o->file, end, SEEK_SET);
+    pad(o->file.stream);
+    long end = ftell(o->file.stream);
+    fseek(o->file.stream, KEYS_AT, SEEK_SET);
+    gguf_write_u64(o->file.stream, n_keys);
+    fseek(o->file.stream, end, SEEK_SET);
 }
 
 static int write_tensor(output *o, const gguf_tensor *t) {
@@ -240,7 +235,7 @@ static int write_tensor(output *o, const gguf_tensor *t) {
     int code = BENCH_OK;
     plan_units(&j);
     j.out = malloc(UNITS * j.unit_bytes);
-    if (!j.out) return refused("hold", t->name);
+    if (!j.out) return bench_refused("hold", t->name);
     for (; code == BENCH_OK && j.first < j.n_units; j.first += UNITS) {
         dsi_pool_run(o->source->pool, make_units, &j);
         /* The last unit of each stacked matrix may be shorter than the others. */
@@ -249,29 +244,27 @@ static int write_tensor(output *o, const gguf_tensor *t) {
             uint64_t n = t->n_bytes / t->n_stacked - in_matrix;
             if (n > j.unit_bytes) n = j.unit_bytes;
             if (j.failed[i])
-                code = refused("hold", t->name);
-            else if (fwrite(j.out + i * j.unit_bytes, 1, n, o->file) != n)
-                code = refused("write", o->path);
+                code = bench_refused("hold", t->name);
+            else if (fwrite(j.out + i * j.unit_bytes, 1, n, o->file.stream) != n)
+                code = bench_refused("write", o->file.part);
             o->n_written += n;
         }
         bench_progress("writing", o->n_written, o->list.n_bytes);
     }
     free(j.out);
-    pad(o->file);
+    pad(o->file.stream);
     return code;
 }
 
 static int open_output(output *o, const bench_options *options) {
     size_t length = strlen(options->out);
-    if (length > 5 && strcmp(options->out + length - 5, ".gguf") == 0) {
-        snprintf(o->path, sizeof o->path, "%s", options->out);
-    } else {
-        if (mkdir(options->out, 0777) != 0 && errno != EEXIST)
-            return refused("create the folder", options->out);
-        snprintf(o->path, sizeof o->path, "%s/model-%s.gguf", options->out, options->gguf);
-    }
-    o->file = fopen(o->path, "wb");
-    return o->file ? BENCH_OK : refused("create", o->path);
+    char path[4096];
+    if (length > 5 && strcmp(options->out + length - 5, ".gguf") == 0)
+        return bench_file_open(&o->file, options->out);
+    if (mkdir(options->out, 0777) != 0 && errno != EEXIST)
+        return bench_refused("create the folder", options->out);
+    snprintf(path, sizeof path, "%s/model-%s.gguf", options->out, options->gguf);
+    return bench_file_open(&o->file, path);
 }
 
 int gguf_write(const gguf_source *source, const bench_options *options) {
@@ -291,12 +284,11 @@ int gguf_write(const gguf_source *source, const bench_options *options) {
         write_header(&o, options->gguf);
         for (size_t i = 0; code == BENCH_OK && i < o.list.n; i++)
             code = write_tensor(&o, &o.list.tensors[i]);
-        bool bad = ferror(o.file) != 0;
-        if ((fclose(o.file) != 0 || bad) && code == BENCH_OK) code = refused("write", o.path);
+        code = bench_file_close(&o.file, code);
     }
     if (code == BENCH_OK)
-        bench_say("%s: %zu tensors, %.2f GB in %.1f s", o.path, o.list.n, (double)o.n_written / 1e9,
-                  dsi_sys_seconds() - start);
+        bench_say("%s: %zu tensors, %.2f GB in %.1f s", o.file.path, o.list.n,
+                  (double)o.n_written / 1e9, dsi_sys_seconds() - start);
     gguf_list_free(&o.list);
     return code;
 }

@@ -155,14 +155,34 @@ static void measure_line(kernel_bench *b) {
     fflush(stdout);
 }
 
+static bool fits(const kernel_bench *b, const dsi_kernel_line *line) {
+    return (line->isa & (dsi_isa_detect() | DSI_ISA_REF)) != 0 &&
+           fnmatch(b->options->stem, line->stem, 0) == 0 &&
+           (!b->options->isa || strcmp(b->options->isa, isa_name(line)) == 0);
+}
+
+/* That some kernel can be measured at all. */
+static bool usage_ok(const kernel_bench *b) {
+    enum { MOST_ROWS = 4096 };
+    uint32_t n, n_found = 0, rows = bench_largest(&b->options->m);
+    const dsi_kernel_line *lines = dsi_kernel_lines(&n);
+    if (rows < 1 || rows > MOST_ROWS) {
+        bench_say("--m ends at %u; the largest number of rows may be 1 to %d", rows, MOST_ROWS);
+        return false;
+    }
+    for (uint32_t i = 0; i < n; i++) n_found += fits(b, &lines[i]);
+    if (!n_found)
+        bench_say("no kernel that this CPU runs fits --stem %s --isa %s", b->options->stem,
+                  b->options->isa ? b->options->isa : "*");
+    return n_found > 0;
+}
+
 static int all_lines(kernel_bench *b, const kernel_room *room) {
-    uint32_t n, n_found = 0, isa = dsi_isa_detect() | DSI_ISA_REF;
+    uint32_t n;
     const dsi_kernel_line *lines = dsi_kernel_lines(&n);
     int code = BENCH_OK;
     for (uint32_t i = 0; i < n; i++) {
-        if (fnmatch(b->options->stem, lines[i].stem, 0) != 0 || !(lines[i].isa & isa)) continue;
-        if (b->options->isa && strcmp(b->options->isa, isa_name(&lines[i])) != 0) continue;
-        n_found++;
+        if (!fits(b, &lines[i])) continue;
         bench_progress("kernels", i, n);
         b->room = *room;
         if (!kernel_cases(b, &lines[i])) {
@@ -176,10 +196,7 @@ static int all_lines(kernel_bench *b, const kernel_room *room) {
         kernel_drop_cases(b);
     }
     bench_progress("kernels", n, n);
-    if (n_found) return code;
-    bench_say("no kernel that this CPU runs fits --stem %s --isa %s", b->options->stem,
-              b->options->isa ? b->options->isa : "*");
-    return BENCH_USAGE;
+    return code;
 }
 
 static bool open_bench(kernel_bench *b, kernel_room *room) {
@@ -206,8 +223,7 @@ int bench_kernels(const bench_options *options) {
     kernel_room room = {0};
     b->options = options;
     b->n_threads = bench_threads(options);
-    int code = bench_largest(&options->m) ? BENCH_ENVIRONMENT : BENCH_USAGE;
-    if (code == BENCH_USAGE) bench_say("--m must name at least one number of rows");
+    int code = usage_ok(b) ? BENCH_ENVIRONMENT : BENCH_USAGE;
     if (code != BENCH_USAGE && open_bench(b, &room)) {
         print_head(b);
         code = all_lines(b, &room);

@@ -1,10 +1,12 @@
 /* main.c: dsi-bench: what a machine can carry, measured. */
+#include "../lib/base/pool.h"
 #include "../lib/base/sys.h"
 #include "../lib/base/topology.h"
 #include "bench.h"
 
 #include <errno.h>
 #include <getopt.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -256,6 +258,11 @@ static int parse(int argc, char **argv, bench_options *o) {
         if (letter == '?') return BENCH_USAGE;
     }
     o->seed = seed;
+    if (o->threads > DSI_POOL_MAX_THREADS) {
+        bench_say("--threads is %u; it may be 1 to %d, or 0 for one per core", o->threads,
+                  DSI_POOL_MAX_THREADS);
+        return BENCH_USAGE;
+    }
     if (!o->command && optind < argc) o->command = argv[optind++];
     if (optind < argc) {
         bench_say("\"%s\" is one argument too many; dsi-bench --help explains", argv[optind]);
@@ -266,6 +273,13 @@ static int parse(int argc, char **argv, bench_options *o) {
         return BENCH_USAGE;
     }
     return BENCH_OK;
+}
+
+/* What was measured must have been printed. */
+static int ended(int code) {
+    if ((fflush(stdout) == 0 && !ferror(stdout)) || code != BENCH_OK) return code;
+    bench_say("cannot write the results to standard output; give it room, or another place");
+    return BENCH_ENVIRONMENT;
 }
 
 int main(int argc, char **argv) {
@@ -291,10 +305,11 @@ int main(int argc, char **argv) {
                     {"kernels", bench_kernels},
                     {"moe", bench_moe},
                     {"limits", bench_limits_command}};
+    signal(SIGXFSZ, SIG_IGN); /* a limit of file sizes is seen as a failed write */
     int code = parse(argc, argv, &o);
     if (code != BENCH_OK) return code;
     for (size_t i = 0; o.command && i < sizeof commands / sizeof commands[0]; i++)
-        if (strcmp(o.command, commands[i].name) == 0) return commands[i].run(&o);
+        if (strcmp(o.command, commands[i].name) == 0) return ended(commands[i].run(&o));
     bool asked = o.command && strcmp(o.command, "help") == 0;
     if (o.command && !asked) bench_say("there is no command \"%s\"", o.command);
     fputs(help, asked ? stdout : stderr);

@@ -280,6 +280,7 @@ static int failed(const model_run *r, dsi_status status) {
     }
     if (!text[0]) text = dsi_last_error(NULL);
     bench_say("%s: %s: %s", r->what, dsi_status_name(status), text);
+    if (status == DSI_E_ARG) return BENCH_USAGE;
     return status == DSI_E_MEMORY_CAP || status == DSI_E_NOMEM ? BENCH_ENVIRONMENT : BENCH_BAD_FILE;
 }
 

@@ -2,6 +2,7 @@
  * of them, 8 per row: what other libraries offer as an operator too (bench/peers). */
 #include "bench.h"
 
+#include "../kernels/kernels.h"
 #include "../lib/base/sys.h"
 #include "../lib/internal.h"
 #include <inttypes.h>
@@ -159,7 +160,21 @@ static void print_row(const bench_options *o, uint32_t n, double seconds, bool f
                seconds * 1e3, gbs, gflops);
 }
 
+static bool usage_ok(const bench_options *o) {
+    uint32_t n, i = 0;
+    const dsi_kernel_line *lines = dsi_kernel_lines(&n);
+    while (o->isa && i < n && strcmp(strstr(lines[i].symbol, "__") + 2, o->isa) != 0) i++;
+    if (i == n) bench_say("--isa is \"%s\"; there is no such set of kernels here", o->isa);
+    for (uint32_t j = 0; j < o->m.n; j++) {
+        if (o->m.values[j] >= 1 && o->m.values[j] <= 4096) continue;
+        bench_say("--m has %u; moe takes 1 to 4096 rows", o->m.values[j]);
+        return false;
+    }
+    return i < n;
+}
+
 int bench_moe(const bench_options *o) {
+    if (!usage_ok(o)) return BENCH_USAGE;
     work w = {.random = o->seed};
     dsi_error error = {0};
     char options[64];
@@ -177,11 +192,6 @@ int bench_moe(const bench_options *o) {
     for (uint32_t i = 0; status == DSI_OK && i < o->m.n; i++) {
         double seconds = 0;
         uint32_t n = o->m.values[i];
-        if (n < 1 || n > 4096) {
-            bench_say("--m has %u; moe takes 1 to 4096 rows", n);
-            status = DSI_E_ARG;
-            break;
-        }
         status = time_rows(&w, n, &seconds);
         if (status == DSI_OK) print_row(o, n, seconds, i == 0);
     }

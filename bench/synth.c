@@ -129,20 +129,10 @@ static void fill_of(const void *context, size_t index, uint64_t piece, uint8_t *
 
 /* ---- Files ---------------------------------------------------------------------------------- */
 
-static int refused(const char *what, const char *path) {
-    bench_say("cannot %s %s: %s", what, path, strerror(errno));
-    return BENCH_ENVIRONMENT;
-}
-
-static FILE *create(const writer *w, const char *name, char path[4096]) {
-    snprintf(path, 4096, "%s/%s", w->options->out, name);
-    return fopen(path, "wb");
-}
-
-static int finish(FILE *file, const char *path) {
-    bool bad = ferror(file) != 0;
-    if (fclose(file) != 0 || bad) return refused("write", path);
-    return BENCH_OK;
+static int create(const writer *w, const char *name, bench_file *file) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", w->options->out, name);
+    return bench_file_open(file, path);
 }
 
 static void shard_name(const writer *w, uint32_t shard, char name[64]) {
@@ -187,7 +177,8 @@ static int write_tensor(writer *w, FILE *file, size_t index, const char *path) {
         uint64_t left = w->tensor->n_bytes - w->offset;
         w->n_bytes = left < CHUNK_BYTES ? left : CHUNK_BYTES;
         dsi_pool_run(w->pool, fill_chunk, w);
-        if (fwrite(w->chunk, 1, w->n_bytes, file) != w->n_bytes) return refused("write", path);
+        if (fwrite(w->chunk, 1, w->n_bytes, file) != w->n_bytes)
+            return bench_refused("write", path);
         w->n_written += w->n_bytes;
         bench_progress("writing", w->n_written, w->list.n_bytes);
     }
@@ -195,43 +186,60 @@ static int write_tensor(writer *w, FILE *file, size_t index, const char *path) {
 }
 
 static int write_shard(writer *w, uint32_t shard) {
-    char name[64], path[4096];
+    char name[64];
+    bench_file file;
     shard_name(w, shard, name);
-    FILE *file = create(w, name, path);
-    if (!file) return refused("create", path);
-    write_header(w, file, shard);
-    int code = BENCH_OK;
+    int code = create(w, name, &file);
+    if (code != BENCH_OK) return code;
+    write_header(w, file.stream, shard);
     for (int k = 0; k < N_ORDER; k++)
         for (size_t i = 0; code == BENCH_OK && i < w->list.n; i++)
             if (w->list.tensors[i].shard == shard && w->list.tensors[i].dtype == order[k])
-                code = write_tensor(w, file, i, path);
-    int closed = finish(file, path);
-    return code == BENCH_OK ? closed : code;
+                code = write_tensor(w, file.stream, i, file.part);
+    return bench_file_close(&file, code);
 }
 
 static int write_index(const writer *w) {
-    char name[64], path[4096];
-    FILE *file = create(w, "model.safetensors.index.json", path);
-    if (!file) return refused("create", path);
-    fprintf(file, "{\n  \"metadata\": {\"total_size\": %" PRIu64 "},\n  \"weight_map\": {\n",
+    char name[64];
+    bench_file file;
+    int code = create(w, "model.safetensors.index.json", &file);
+    if (code != BENCH_OK) return code;
+    fprintf(file.stream, "{\n  \"metadata\": {\"total_size\": %" PRIu64 "},\n  \"weight_map\": {\n",
             w->list.n_bytes);
     for (size_t i = 0; i < w->list.n; i++) {
         shard_name(w, w->list.tensors[i].shard, name);
-        fprintf(file, "    \"%s\": \"%s\"%s\n", w->list.tensors[i].name, name,
+        fprintf(file.stream, "    \"%s\": \"%s\"%s\n", w->list.tensors[i].name, name,
                 i + 1 < w->list.n ? "," : "");
     }
-    fputs("  }\n}\n", file);
-    return finish(file, path);
+    fputs("  }\n}\n", file.stream);
+    return bench_file_close(&file, BENCH_OK);
 }
 
-static int write_all(writer *w) {
+static int write_config(const writer *w) {
+    bench_file file;
+    int code = create(w, "config.json", &file);
+    if (code != BENCH_OK) return code;
+    synth_write_config(file.stream, w->shape, w->list.form);
+    return bench_file_close(&file, BENCH_OK);
+}
+
+/* A folder that held another checkpoint is none until the new one is whole. */
+static int clear_folder(const writer *w) {
+    static const char *const names[] = {"config.json", "model.safetensors.index.json",
+                                        "model.safetensors"};
     char path[4096];
+    for (int i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s/%s", w->options->out, names[i]);
+        if (unlink(path) != 0 && errno != ENOENT) return bench_refused("replace", path);
+    }
+    return BENCH_OK;
+}
+
+/* config.json comes last: without it the folder is no checkpoint. */
+static int write_all(writer *w) {
     if (mkdir(w->options->out, 0777) != 0 && errno != EEXIST)
-        return refused("create the folder", w->options->out);
-    FILE *file = create(w, "config.json", path);
-    if (!file) return refused("create", path);
-    synth_write_config(file, w->shape, w->list.form);
-    int code = finish(file, path);
+        return bench_refused("create the folder", w->options->out);
+    int code = clear_folder(w);
     uint64_t in_shard = 0;
     uint32_t shard = 0;
     for (size_t i = 0; i < w->list.n; i++) {
@@ -245,7 +253,7 @@ static int write_all(writer *w) {
     }
     for (uint32_t i = 0; code == BENCH_OK && i <= shard; i++) code = write_shard(w, i);
     if (code == BENCH_OK && shard > 0) code = write_index(w);
-    return code;
+    return code == BENCH_OK ? write_config(w) : code;
 }
 
 /* ---- The command ---------------------------------------------------------------------------- */
@@ -286,7 +294,7 @@ int bench_synth(const bench_options *options) {
         bench_say("unknown --dtype \"%s\"; there are %s", options->dtype, synth_form_names());
         return BENCH_USAGE;
     }
-    if (!options->out || strlen(options->out) > 3000) {
+    if (!options->out || !options->out[0] || strlen(options->out) > 3000) {
         bench_say("synth needs --out DIR, the folder to write, or the file with --gguf");
         return BENCH_USAGE;
     }
