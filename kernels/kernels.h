@@ -32,7 +32,11 @@ uint32_t dsi_isa_detect(void);
  * Row-dot on weights as they lie in the file: w row-major [n][k]. Stem: matmul_<weights>_<x>.
  * Scales by weights: none for BF16, F16, F32; E4M3: f32, 128 rows and 128 columns share one; I8 and
  * I4: scale_dtype, and group_n rows and group_k columns (32, 64, 128, or k and more: the row) share
- * one. I4 is two values per byte as DSI_DTYPE_I4 says; rows begin at whole words. */
+ * one. I4 is two values per byte as DSI_DTYPE_I4 says; rows begin at whole words.
+ * <weights> = blocks: rows of GGUF's blocks, w_dtype says of which type; k is a whole number of
+ * them and scales lie within. Where a type has minimums (w = s * q - m) kernels may sum s * q * x
+ * and m * x apart: the terms of their tolerance are these, and an infinite x gives some number that
+ * is not finite. */
 typedef struct dsi_matmul_args {
     const void *x;         /* rows of k elements, f32 or bf16 by stem, aligned to the element; a8:
                               records of quantize_a8, aligned to 64 bytes */
@@ -40,7 +44,8 @@ typedef struct dsi_matmul_args {
     const int32_t *x_rows; /* NULL, or m row numbers: row i of the call is x row x_rows[i] */
     int64_t x_group;       /* a8 only: the group that the records were made with */
     const uint8_t *w;      /* first byte of weight row 0 */
-    int64_t w_stride;      /* elements between weight rows (>= k); I4: a multiple of 8 */
+    int64_t w_stride;      /* elements between weight rows (>= k); I4: a multiple of 8; blocks: of
+                              the values of a block */
     const void *scale;     /* [ceil(n_total / group_n)][scale_stride] multipliers, block 0 on */
     int64_t scale_stride;  /* elements between scale rows */
     dsi_dtype scale_dtype; /* I8, I4: F32, BF16 or F16, at any byte */
@@ -50,6 +55,7 @@ typedef struct dsi_matmul_args {
     int64_t m, n0, n1, k; /* n0 and n1 are absolute row numbers of w */
     const void *library;  /* for lib/backend/cpu_gemm.c alone; no kernel looks at it */
     void *scratch;        /* dsi_matmul_scratch_bytes(k) bytes, 64-byte aligned, this call alone */
+    dsi_dtype w_dtype;    /* blocks: which of GGUF's types */
 } dsi_matmul_args;
 typedef void (*dsi_matmul_fn)(const dsi_matmul_args *args);
 /* Room for a panel of 32 decoded weight rows of k f32. */
@@ -96,6 +102,7 @@ typedef struct dsi_matmul_t_args {
     int64_t m, n0, n1, k;
     const void *next;   /* a hint as in dsi_attend_args; n0, n1 of another call, say */
     int64_t next_bytes; /* 0: nothing is known */
+    dsi_dtype w_dtype;  /* blocks: which of GGUF's types */
 } dsi_matmul_t_args;
 typedef void (*dsi_matmul_t_fn)(const dsi_matmul_t_args *args);
 /* The arguments that both products have, for checks that run either; x is f32. */
@@ -114,7 +121,8 @@ static inline dsi_matmul_t_args dsi_matmul_t_of(const dsi_matmul_args *a) {
                                .m = a->m,
                                .n0 = a->n0,
                                .n1 = a->n1,
-                               .k = a->k};
+                               .k = a->k,
+                               .w_dtype = a->w_dtype};
 }
 
 /* ---- attend: one block of at most DSI_PAGE_ROWS cached rows for n_q queries of one KV head ------
@@ -166,6 +174,10 @@ typedef void (*dsi_cast_fn)(const float *x, uint16_t *y, int64_t n);
  * bits. */
 typedef void (*dsi_decode_fn)(const uint8_t *w, const float *scale, uint16_t *y, int64_t k);
 
+/* ---- decode_blocks: k weights of GGUF's blocks (whole blocks, at any byte) as f32 --------------
+ * kernels/blocks/blocks.h has the formula. All instruction sets give equal bits. */
+typedef void (*dsi_decode_blocks_fn)(dsi_dtype w_dtype, const uint8_t *w, float *y, int64_t k);
+
 /* ---- rope: rotates pairs of x[0..2*half) in place: (a, b) -> (a cos - b sin, b cos + a sin) -----
  * rope_interleaved pairs (2i, 2i+1), rope_half pairs (i, i+half). Angle = position * inv_freq[i];
  * cos and sin are multiplied by factor. They are taken in double, then f32, once for all heads. */
@@ -213,6 +225,7 @@ typedef void (*dsi_route_fn)(const dsi_route_args *args); /* n_experts <= 1024 *
 #define DSI_KERNEL_ARGS_cast (const float *x, uint16_t *y, int64_t n)
 #define DSI_KERNEL_ARGS_quantize (const void *x, void *record, int64_t k, int64_t group)
 #define DSI_KERNEL_ARGS_decode (const uint8_t *w, const float *scale, uint16_t *y, int64_t k)
+#define DSI_KERNEL_ARGS_decode_blocks (dsi_dtype w_dtype, const uint8_t *w, float *y, int64_t k)
 #define DSI_KERNEL_ARGS_rope (const dsi_rope_args *args)
 #define DSI_KERNEL_ARGS_route (const dsi_route_args *args)
 #include "kernels.inc"
@@ -233,12 +246,15 @@ typedef void (*dsi_route_fn)(const dsi_route_args *args); /* n_experts <= 1024 *
     S(matmul, matmul_i4_bf16)                                                                      \
     S(matmul, matmul_i4_f32)                                                                       \
     S(matmul, matmul_i4_a8)                                                                        \
+    S(matmul, matmul_blocks_bf16)                                                                  \
+    S(matmul, matmul_blocks_f32)                                                                   \
     S(matmul_t, matmul_t_fp8)                                                                      \
     S(matmul_t, matmul_t_bf16)                                                                     \
     S(matmul_t, matmul_t_f16)                                                                      \
     S(matmul_t, matmul_t_f32)                                                                      \
     S(matmul_t, matmul_t_i8)                                                                       \
     S(matmul_t, matmul_t_i4)                                                                       \
+    S(matmul_t, matmul_t_blocks)                                                                   \
     S(attend, attend_bf16)                                                                         \
     S(attend, attend_f32)                                                                          \
     S(rms_norm, rms_norm_bf16)                                                                     \
@@ -250,6 +266,7 @@ typedef void (*dsi_route_fn)(const dsi_route_args *args); /* n_experts <= 1024 *
     S(quantize, quantize_a8_f32)                                                                   \
     S(decode, decode_fp8)                                                                          \
     S(decode, decode_i8)                                                                           \
+    S(decode_blocks, decode_blocks)                                                                \
     S(rope, rope_interleaved)                                                                      \
     S(rope, rope_half)                                                                             \
     S(route, moe_route)
@@ -277,7 +294,8 @@ enum {
     DSI_KERNEL_quantize,
     DSI_KERNEL_decode,
     DSI_KERNEL_rope,
-    DSI_KERNEL_route
+    DSI_KERNEL_route,
+    DSI_KERNEL_decode_blocks
 };
 typedef void (*dsi_any_fn)(void);
 typedef struct dsi_kernel_line {

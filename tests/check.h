@@ -26,7 +26,8 @@ enum check_type {
     CHECK_quantize,
     CHECK_decode,
     CHECK_rope,
-    CHECK_route
+    CHECK_route,
+    CHECK_decode_blocks
 };
 
 typedef void (*check_any_fn)(void);
@@ -44,7 +45,7 @@ typedef struct check_kernel {
     bool flushes_denormals; /* VDPBF16PS takes denormal bf16 as zero and flushes its results */
 } check_kernel;
 
-enum { CHECK_BENCH_SHAPES = 4 };
+enum { CHECK_BENCH_SHAPES = 32 };
 typedef struct check_speed {
     char shape[64];
     double gb_per_s, gflop_per_s; /* 0: not meaningful */
@@ -115,6 +116,8 @@ void check_quantize(check_run *run);
 void check_decode(check_run *run);
 void check_rope(check_run *run);
 void check_route(check_run *run);
+void check_decode_blocks(check_run *run);
+void check_blocks(check_run *run); /* matmul and matmul_t of GGUF's blocks */
 
 /* Times run->kernel at DeepSeek-V3 shapes into run->speed. */
 void check_bench(check_run *run);

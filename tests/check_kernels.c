@@ -107,6 +107,10 @@ static bool is_chosen(const char *stem, const char *isa) {
 /* ---- One check in a child process ------------------------------------------------------------ */
 
 static void check(check_run *run) {
+    if (run->kernel->type != CHECK_decode_blocks && strstr(run->kernel->stem, "_blocks")) {
+        check_blocks(run);
+        return;
+    }
     switch (run->kernel->type) {
     case CHECK_matmul:
         check_matmul(run);
@@ -137,6 +141,9 @@ static void check(check_run *run) {
         break;
     case CHECK_route:
         check_route(run);
+        break;
+    case CHECK_decode_blocks:
+        check_decode_blocks(run);
         break;
     }
 }
@@ -237,7 +244,8 @@ static void print_text(const check_run *run, const char *state) {
 /* ---- The tests ------------------------------------------------------------------------------- */
 
 /* The self-test at load has fewer cases. */
-_Static_assert((int)CHECK_route == (int)DSI_KERNEL_route, "two lists of the same types");
+_Static_assert((int)CHECK_decode_blocks == (int)DSI_KERNEL_decode_blocks,
+               "two lists of the same types");
 static void selftest_kernel(check_run *run) {
     const check_kernel *k = run->kernel;
     const dsi_kernel_line line = {.type = (uint32_t)k->type,

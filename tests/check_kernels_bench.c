@@ -73,6 +73,9 @@ static void call(void *context) {
     case CHECK_route:
         ((dsi_route_fn)fn)(&b->route);
         break;
+    case CHECK_decode_blocks:
+        ((dsi_decode_blocks_fn)fn)(b->matmul.w_dtype, w, b->y, b->n);
+        break;
     }
 }
 
@@ -83,6 +86,45 @@ static void *records(int64_t rows, int64_t k, int64_t group) {
     for (int64_t i = 0; i < rows; i++)
         dsi_quantize_a8_f32__ref(x + i * k, all + i * dsi_a8_bytes(k), k, group);
     return all;
+}
+
+/* As bench_matmul, of the types of blocks that files are full of, each with its times. */
+static void bench_blocks(check_run *run, bench *b) {
+    static const struct {
+        dsi_dtype dtype;
+        const char *name;
+    } types[] = {
+        {DSI_DTYPE_Q8_0, "Q8_0"}, {DSI_DTYPE_Q4_0, "Q4_0"},     {DSI_DTYPE_Q4_K, "Q4_K"},
+        {DSI_DTYPE_Q6_K, "Q6_K"}, {DSI_DTYPE_Q5_K, "Q5_K"},     {DSI_DTYPE_Q3_K, "Q3_K"},
+        {DSI_DTYPE_Q2_K, "Q2_K"}, {DSI_DTYPE_IQ4_XS, "IQ4_XS"}, {DSI_DTYPE_IQ2_XXS, "IQ2_XXS"}};
+    const bool decodes = run->kernel->type == CHECK_decode_blocks;
+    const int64_t rows = decodes ? 1 : EXPERT, most = decodes ? 1 : 256;
+    const enum check_format x = strstr(run->kernel->stem, "_bf16") ? CHECK_BF16 : CHECK_F32;
+    b->n = HIDDEN, b->y = numbers(CHECK_F32, most * EXPERT + HIDDEN, 0);
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        b->copy_bytes = rows * dsi_row_bytes(types[i].dtype, HIDDEN);
+        b->copies = WEIGHT_BYTES / b->copy_bytes + 1;
+        /* Any bytes are blocks; f16 of 0x2C2C and the like are usual numbers. */
+        uint8_t *w = (uint8_t *)numbers(CHECK_I8, b->copies * b->copy_bytes, 30);
+        b->weights = w;
+        b->matmul =
+            (dsi_matmul_args){.x = numbers(x, most * HIDDEN, 1),
+                              .x_stride = HIDDEN,
+                              .w_stride = HIDDEN,
+                              .y = b->y,
+                              .y_stride = EXPERT,
+                              .n1 = EXPERT,
+                              .k = HIDDEN,
+                              .w_dtype = types[i].dtype,
+                              .scratch = numbers(CHECK_FP8, dsi_matmul_scratch_bytes(HIDDEN), 0)};
+        for (int64_t m = 1; m <= (run->kernel->is_ref ? 1 : most); m *= 16) {
+            b->matmul.m = m;
+            double seconds = check_seconds_per_call(call, b);
+            check_add_speed(run, seconds, (double)b->copy_bytes,
+                            2.0 * (double)m * (double)rows * HIDDEN, "%s m=%lld n=%lld k=%d",
+                            types[i].name, (long long)m, (long long)rows, HIDDEN);
+        }
+    }
 }
 
 /* One expert matrix [2048][7168], for 1, 8 and 64 tokens. The reference only for one. I8 has a
@@ -123,7 +165,9 @@ static void bench_matmul(check_run *run, bench *b) {
 static void bench_matmul_t(check_run *run, bench *b) {
     enum { NOPE = 128, RANK = 512 };
     enum check_format w = check_format_named(run->kernel->stem + 9); /* behind "matmul_t_" */
-    b->copy_bytes = check_format_bytes(w, NOPE * RANK);
+    const bool blocks = strstr(run->kernel->stem, "_blocks") != NULL;
+    b->copy_bytes =
+        blocks ? dsi_row_bytes(DSI_DTYPE_Q8_0, NOPE * RANK) : check_format_bytes(w, NOPE * RANK);
     b->copies = WEIGHT_BYTES / b->copy_bytes + 1;
     b->weights = numbers(w, b->copies * NOPE * RANK, 1);
     b->matmul_t = (dsi_matmul_t_args){.x = numbers(CHECK_F32, 64 * NOPE, 1),
@@ -137,7 +181,8 @@ static void bench_matmul_t(check_run *run, bench *b) {
                                       .y = numbers(CHECK_F32, 64 * RANK, 0),
                                       .y_stride = RANK,
                                       .n1 = NOPE,
-                                      .k = RANK};
+                                      .k = RANK,
+                                      .w_dtype = DSI_DTYPE_Q8_0};
     for (int64_t m = 1; m <= 64; m *= 64) {
         b->matmul_t.m = m;
         double seconds = check_seconds_per_call(call, b);
@@ -214,6 +259,10 @@ static void bench_route(check_run *run, bench *b) {
 
 void check_bench(check_run *run) {
     bench b = {.kernel = run->kernel};
+    if (strstr(run->kernel->stem, "_blocks") && run->kernel->type != CHECK_matmul_t) {
+        bench_blocks(run, &b);
+        return;
+    }
     switch (run->kernel->type) {
     case CHECK_matmul:
         bench_matmul(run, &b);

@@ -1,5 +1,6 @@
 /* check_kernels_mutants.c: kernels that are wrong on purpose, one bug each. They run through the
  * same checks as the real ones, and every one must fail: a test of the tests. */
+#include "../kernels/blocks/blocks.h"
 #include "check.h"
 
 /* M(name, type, stem, what the bug is) */
@@ -54,6 +55,16 @@
     M(CUT_DOWN, decode, decode_fp8, "cuts instead of rounding")                                    \
     M(SIGNLESS, decode_i8, decode_i8, "takes values for unsigned")                                 \
     M(LAST_SCALE, decode_i8, decode_i8, "takes the last scale for all blocks")                     \
+    M(MIN_ADDED, decode_blocks, decode_blocks, "adds the minimum")                                 \
+    M(GROUP_OF_32, decode_blocks, decode_blocks, "takes the scale of 32 columns for all types")    \
+    M(FIFTH_BIT, decode_blocks, decode_blocks, "drops the fifth bit of Q5_1")                      \
+    M(CODE_128, decode_blocks, decode_blocks, "takes -128 of Q8_0 for -127")                       \
+    M(DENORMAL_D, decode_blocks, decode_blocks, "takes multipliers below 2^-14 for 0")             \
+    M(LAST_BLOCK, blocks_mm, matmul_blocks_bf16, "drops the last block of a row")                  \
+    M(MIN_FORGOTTEN, blocks_mm, matmul_blocks_bf16, "forgets the minimums")                        \
+    M(ROW_STRIDE, blocks_mm, matmul_blocks_bf16, "takes k for the stride of rows")                 \
+    M(BLOCKS_BY_M, blocks_mm, matmul_blocks_bf16, "adds downwards when m is above 1")              \
+    M(T_COLUMN, blocks_t, matmul_t_blocks, "takes the first block for all columns")                \
     M(HALVES_PAIRED, rope, rope_interleaved, "pairs the halves instead of neighbours")             \
     M(SINE_SIGN, rope, rope_interleaved, "turns the other way")                                    \
     M(FIRST_HEAD_ALONE, rope, rope_interleaved, "turns the first head alone")                      \
@@ -348,7 +359,60 @@ static void broken_route(const dsi_route_args *a) {
             (float)((double)a->weights[j] / (a->norm ? sum + 1e-20 : 1) * (double)a->scale);
 }
 
+static void broken_decode_blocks(dsi_dtype dtype, const uint8_t *w, float *y, int64_t k) {
+    const dsi_block_shape shape = dsi_block_shape_of(dtype);
+    dsi_block_parts p;
+    for (int64_t at = 0; at < k; at += shape.values, w += shape.bytes) {
+        dsi_block_read(dtype, w, &p);
+        for (int i = 0; i < shape.values; i++) {
+            int g = bug == GROUP_OF_32 ? i / 32 * 32 / shape.group : i / shape.group, q = p.q[i];
+            float m = bug == MIN_ADDED && shape.has_min ? -p.min[g]
+                      : bug == MIN_FORGOTTEN            ? 0
+                                                        : p.min[g];
+            if (bug == FIFTH_BIT && dtype == DSI_DTYPE_Q5_1) q &= 15;
+            if (bug == CODE_128 && dtype == DSI_DTYPE_Q8_0 && q == -128) q = -127;
+            float scale = bug == DENORMAL_D && fabsf(p.scale[g]) < 0x1p-14f ? 0 : p.scale[g];
+            y[at + i] = (float)q * scale - m;
+        }
+    }
+}
+
+static void broken_blocks_mm(const dsi_matmul_args *a) {
+    const int64_t values = dsi_block_shape_of(a->w_dtype).values;
+    const int64_t stride = bug == ROW_STRIDE ? a->k : a->w_stride;
+    float *w = check_room((a->k + 1) * 4);
+    for (int64_t n = a->n0; n < a->n1; n++) {
+        broken_decode_blocks(a->w_dtype, a->w + dsi_row_bytes(a->w_dtype, n * stride), w, a->k);
+        if (bug == LAST_BLOCK && a->k > 0) memset(w + a->k - values, 0, (size_t)values * 4);
+        for (int64_t i = 0; i < a->m; i++) {
+            const uint16_t *x =
+                (const uint16_t *)a->x + (a->x_rows ? a->x_rows[i] : i) * a->x_stride;
+            double sum = 0;
+            float f32_sum = 0;
+            for (int64_t step = 0; step < a->k; step++) {
+                int64_t k = a->m > 1 ? a->k - 1 - step : step;
+                sum += (double)dsi_bf16_to_f32(x[step]) * (double)w[step];
+                f32_sum += dsi_bf16_to_f32(x[k]) * w[k];
+            }
+            a->y[i * a->y_stride + n - a->n0] = bug == BLOCKS_BY_M ? f32_sum : (float)sum;
+        }
+    }
+}
+
+static void broken_blocks_t(const dsi_matmul_t_args *a) {
+    const int64_t values = dsi_block_shape_of(a->w_dtype).values;
+    dsi_matmul_t_args piece = *a;
+    piece.k = values;
+    for (int64_t j = 0; j < a->k; j += values) {
+        piece.w = a->w + (bug == T_COLUMN ? 0 : dsi_row_bytes(a->w_dtype, j));
+        piece.y = a->y + j;
+        dsi_matmul_t_blocks__ref(&piece);
+    }
+}
+
 /* Kernels of one type, broken by functions of their own. */
+#define CHECK_blocks_mm CHECK_matmul
+#define CHECK_blocks_t CHECK_matmul_t
 #define CHECK_matmul_int CHECK_matmul
 #define CHECK_matmul_a8 CHECK_matmul
 #define CHECK_decode_i8 CHECK_decode

@@ -65,6 +65,11 @@ static void wrong_decode(const uint8_t *w, const float *scale, uint16_t *y, int6
     memset(y, 1, (size_t)k * 2);
 }
 
+static void wrong_decode_blocks(dsi_dtype w_dtype, const uint8_t *w, float *y, int64_t k) {
+    (void)w_dtype, (void)w;
+    memset(y, 1, (size_t)k * 4);
+}
+
 static dsi_any_fn swap(const dsi_kernel_line *line) {
     static const dsi_any_fn by_type[] = {
         [DSI_KERNEL_matmul] = (dsi_any_fn)wrong_matmul,
@@ -75,6 +80,7 @@ static dsi_any_fn swap(const dsi_kernel_line *line) {
         [DSI_KERNEL_cast] = (dsi_any_fn)wrong_cast,
         [DSI_KERNEL_quantize] = (dsi_any_fn)wrong_quantize,
         [DSI_KERNEL_decode] = (dsi_any_fn)wrong_decode,
+        [DSI_KERNEL_decode_blocks] = (dsi_any_fn)wrong_decode_blocks,
     };
     wrong.asked++;
     if ((line->isa & wrong.isa) == 0) return NULL;

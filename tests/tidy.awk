@@ -74,7 +74,8 @@ function project_ok(target) {
     if (area == "lib/model" || area == "lib/text")
         return target ~ /^lib\/base\// || index(target, area "/") == 1
     if (area == "lib/backend") {
-        if (target ~ /^kernels\/(kernels|formats)\.h$/) return file ~ /^lib\/backend\/cpu[^\/]*$/
+        if (target ~ /^kernels\/(kernels|formats|blocks\/blocks)\.h$/)
+            return file ~ /^lib\/backend\/cpu[^\/]*$/
         return target ~ /^lib\/(base|backend)\//
     }
     if (area == "lib") return target ~ /^lib\//

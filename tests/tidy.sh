@@ -134,6 +134,7 @@ if [ -f kernels/kernels.inc ]; then
                 file = type "/" format
             } else if (type == "rms_norm") file = "norm/rms"
             else if (type == "swiglu" || type == "cast" || type == "quantize") file = "act/" type
+            else if (type == "decode_blocks") file = "decode/blocks"
             else if (type == "rope") file = "rope/rope"
             else if (type == "route") file = "moe/route"
             else { print where "type " type " has no folder in tidy.sh"; next }

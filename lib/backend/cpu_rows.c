@@ -15,7 +15,7 @@ dsi_status dsi_cpu_embed_check(dsi_dev *dev, const dsi_op *op, uint64_t *workspa
     bool ok = op->n_in == 2 && op->n_out == 1 && op->in[0]->dtype == DSI_DTYPE_I32 &&
               dsi_cpu_weight_ok(op->in[1]) && op->in[1]->scale_kind == DSI_SCALE_NONE &&
               op->out[0]->dtype == DSI_DTYPE_F32 && op->out[0]->ne[0] == op->in[1]->ne[0];
-    return dsi_cpu_require(dev, op, ok, "the table must be BF16, F16 or F32");
+    return dsi_cpu_require(dev, op, ok, "the table must be BF16, F16, F32 or blocks of GGUF");
 }
 
 /* dst = src as f32; src may be unaligned: tables are used as they lie in the file. */
@@ -42,9 +42,14 @@ static void embed_rows(void *context, uint32_t thread, uint32_t n_threads) {
     const int32_t *tokens = dsi_cpu_data(run->op->in[0]);
     uint64_t r0, r1;
     dsi_pool_share((uint64_t)dsi_cpu_rows(x), 1, thread, n_threads, &r0, &r1);
-    for (uint64_t r = r0; r < r1; r++)
-        widen(dsi_cpu_at(table, tokens[r], 0), table->dtype, dsi_cpu_at(x, (int64_t)r, 0),
-              table->ne[0]);
+    for (uint64_t r = r0; r < r1; r++) {
+        const void *row = dsi_cpu_at(table, tokens[r], 0);
+        float *to = dsi_cpu_at(x, (int64_t)r, 0);
+        if (dsi_dtype_block(table->dtype).values)
+            run->dev->kernels.decode_blocks(table->dtype, row, to, table->ne[0]);
+        else
+            widen(row, table->dtype, to, table->ne[0]);
+    }
 }
 void dsi_cpu_embed_run(const dsi_cpu_run *run) {
     const dsi_tensor *x = run->op->out[0];

@@ -12,16 +12,18 @@ dsi_any_fn (*dsi_cpu_selftest_swap)(const dsi_kernel_line *line);
 
 static bool test_kernel(const dsi_kernel_line *line, dsi_any_fn fn, uint8_t *room, char *why,
                         size_t n_bytes) {
-    static void (*const cases[])(dsi_selftest * t) = {[DSI_KERNEL_matmul] = dsi_selftest_matmul,
-                                                      [DSI_KERNEL_matmul_t] = dsi_selftest_matmul_t,
-                                                      [DSI_KERNEL_attend] = dsi_selftest_attend,
-                                                      [DSI_KERNEL_rms_norm] = dsi_selftest_rms_norm,
-                                                      [DSI_KERNEL_swiglu] = dsi_selftest_swiglu,
-                                                      [DSI_KERNEL_cast] = dsi_selftest_cast,
-                                                      [DSI_KERNEL_rope] = dsi_selftest_rope,
-                                                      [DSI_KERNEL_route] = dsi_selftest_route,
-                                                      [DSI_KERNEL_quantize] = dsi_selftest_quantize,
-                                                      [DSI_KERNEL_decode] = dsi_selftest_decode};
+    static void (*const cases[])(dsi_selftest *
+                                 t) = {[DSI_KERNEL_matmul] = dsi_selftest_matmul,
+                                       [DSI_KERNEL_matmul_t] = dsi_selftest_matmul_t,
+                                       [DSI_KERNEL_attend] = dsi_selftest_attend,
+                                       [DSI_KERNEL_rms_norm] = dsi_selftest_rms_norm,
+                                       [DSI_KERNEL_swiglu] = dsi_selftest_swiglu,
+                                       [DSI_KERNEL_cast] = dsi_selftest_cast,
+                                       [DSI_KERNEL_rope] = dsi_selftest_rope,
+                                       [DSI_KERNEL_route] = dsi_selftest_route,
+                                       [DSI_KERNEL_quantize] = dsi_selftest_quantize,
+                                       [DSI_KERNEL_decode] = dsi_selftest_decode,
+                                       [DSI_KERNEL_decode_blocks] = dsi_selftest_blocks};
     dsi_selftest t = {.line = line, .fn = fn, .room = room};
     cases[line->type](&t);
     snprintf(why, n_bytes, "%s", t.why);

@@ -89,5 +89,11 @@ void dsi_selftest_quantize(dsi_selftest *t);
 void dsi_selftest_decode(dsi_selftest *t);
 void dsi_selftest_rope(dsi_selftest *t);
 void dsi_selftest_route(dsi_selftest *t);
+/* decode_blocks, and the products with blocks. */
+void dsi_selftest_blocks(dsi_selftest *t);
+
+/* Fills a block of one of GGUF's types: its multiplier d, and its minimum m if it has one, become
+ * these (rounded to what the type stores), its other bytes stay. */
+void dsi_selftest_block_scale(dsi_dtype dtype, uint8_t *block, float d, float m);
 
 #endif

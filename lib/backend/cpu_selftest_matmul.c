@@ -267,6 +267,10 @@ static void other_schemes(dsi_selftest *t, bool is_t, int64_t m, int64_t k) {
 }
 
 void dsi_selftest_matmul(dsi_selftest *t) {
+    if (strstr(t->line->stem, "_blocks")) {
+        dsi_selftest_blocks(t);
+        return;
+    }
     dense_case(t, false, 13, 4 * DSI_BLOCK + 44, &block_scheme); /* more than a panel */
     dense_case(t, false, 5, 77, &block_scheme);
     other_schemes(t, false, 13, 4 * DSI_BLOCK + 45);
@@ -274,6 +278,10 @@ void dsi_selftest_matmul(dsi_selftest *t) {
 }
 
 void dsi_selftest_matmul_t(dsi_selftest *t) {
+    if (strstr(t->line->stem, "_blocks")) {
+        dsi_selftest_blocks(t);
+        return;
+    }
     dense_case(t, true, 5, 2 * DSI_BLOCK + 44, &block_scheme);
     other_schemes(t, true, 5, DSI_BLOCK + 45);
     single_case(t, true);

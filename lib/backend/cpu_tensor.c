@@ -1,11 +1,11 @@
 /* cpu_tensor.c: addresses, checks and kernel choice, shared by the CPU ops. */
+#include "../../kernels/formats.h"
 #include "cpu_gemm.h"
 #include <string.h>
 
 void *dsi_cpu_at(const dsi_tensor *t, int64_t row, int64_t column) {
     int64_t elements = row * t->stride[1] + column;
-    int64_t bytes = t->dtype == DSI_DTYPE_I4 ? elements / 2 : elements * dsi_dtype_bytes(t->dtype);
-    return (uint8_t *)dsi_cpu_data(t) + bytes;
+    return (uint8_t *)dsi_cpu_data(t) + dsi_row_bytes(t->dtype, elements);
 }
 
 bool dsi_cpu_weight_ok(const dsi_tensor *w) {
@@ -16,6 +16,10 @@ bool dsi_cpu_weight_ok(const dsi_tensor *w) {
         return w->scale_kind == DSI_SCALE_BLOCK_128 || w->scale_kind == DSI_SCALE_CHANNEL ||
                (w->scale_kind == DSI_SCALE_GROUP && group);
     }
+    const int64_t values = dsi_dtype_block(w->dtype).values;
+    if (values)
+        return w->scale_kind == DSI_SCALE_NONE && w->ne[0] % values == 0 &&
+               w->stride[1] % values == 0;
     return w->dtype == DSI_DTYPE_BF16 || w->dtype == DSI_DTYPE_F16 || w->dtype == DSI_DTYPE_F32;
 }
 
@@ -46,6 +50,7 @@ dsi_matmul_fn dsi_cpu_matmul(const dsi_dev *dev, const dsi_tensor *w, dsi_dtype 
     args->scale_stride = dsi_ceil_div(w->ne[0], args->group_k);
     args->k = w->ne[0];
     args->x_group = dsi_cpu_a8_group(w);
+    args->w_dtype = w->dtype;
     dsi_matmul_fn own = dsi_cpu_matmul_kernel(dev, w->dtype, x_dtype);
     return dev->gemm ? dsi_cpu_gemm_use(dev, w, x_dtype, args, own) : own;
 }
@@ -68,8 +73,8 @@ dsi_matmul_fn dsi_cpu_matmul_kernel(const dsi_dev *dev, dsi_dtype w_dtype, dsi_d
         return f32 ? k->matmul_f16_f32 : k->matmul_f16_bf16;
     case DSI_DTYPE_F32:
         return f32 ? k->matmul_f32_f32 : k->matmul_f32_bf16;
-    default:
-        return NULL; /* op_plan has refused it: dsi_cpu_weight_ok */
+    default: /* op_plan has refused what is no block either: dsi_cpu_weight_ok */
+        return f32 ? k->matmul_blocks_f32 : k->matmul_blocks_bf16;
     }
 }
 
@@ -83,6 +88,7 @@ dsi_matmul_t_fn dsi_cpu_matmul_t(const dsi_dev *dev, const dsi_tensor *w, dsi_ma
     args->group_k = group_k(w);
     args->scale_stride = dsi_ceil_div(w->ne[0], args->group_k);
     args->k = w->ne[0];
+    args->w_dtype = w->dtype;
     switch (w->dtype) {
     case DSI_DTYPE_E4M3:
         return k->matmul_t_fp8;
@@ -96,8 +102,8 @@ dsi_matmul_t_fn dsi_cpu_matmul_t(const dsi_dev *dev, const dsi_tensor *w, dsi_ma
         return k->matmul_t_f16;
     case DSI_DTYPE_F32:
         return k->matmul_t_f32;
-    default:
-        return NULL; /* as above */
+    default: /* as above */
+        return k->matmul_t_blocks;
     }
 }
 
