@@ -176,7 +176,10 @@ check-long: ## many more damaged checkpoints, sanitizers, valgrind | 更多损�
 	@$(MAKE) check-tsan
 	@$(MAKE) check-valgrind
 
+# EXACT_MODELS="DIR ...": also the hashes of exact mode on these, say the V3 slice of dsi-bench synth.
+EXACT_MODELS ?=
 long-now: tests
+	@for folder in $(EXACT_MODELS); do $(BUILD)/tests/test_exact "$$folder" || exit 1; done
 	$(BUILD)/tests/test_mutations 40000
 	$(BUILD)/tests/test_gguf_mutations 40000
 	BUILD=$(BUILD) $(BUILD)/tests/test_structure 14000
@@ -205,7 +208,7 @@ check-valgrind: ## the small set of tests under valgrind | 用 valgrind 检查�
 	@CC='$(CC)' sh tools/setup.sh test
 	@$(MAKE) valgrind-now BUILD=$(BUILD)/valgrind CFLAGS='$(CFLAGS) -DDSI_VALGRIND'
 
-valgrind-now: $(valgrind_tests:%=$(BUILD)/tests/test_%)
+valgrind-now: $(valgrind_tests:%=$(BUILD)/tests/test_%) $(BUILD)/hollow_checkpoint
 	$(Q)set -e; for name in $(filter-out schedules,$(valgrind_tests)); do \
 	    echo "valgrind test_$$name"; $(valgrind) $(BUILD)/tests/test_$$name; done
 	$(valgrind) $(BUILD)/tests/test_schedules 10

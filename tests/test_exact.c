@@ -1,5 +1,9 @@
 /* test_exact.c: exact mode. The hash of every row of logits must not depend on how the prompt is
- * cut into steps, on the number of threads, or on what else is in the batch. */
+ * cut into steps, on the number of threads, or on what else is in the batch.
+ *
+ *   test_exact                              the models of the repository
+ *   test_exact FOLDER [bf16|f32|a8|e4m3]    another one, by the best kernels; some minutes for one
+ *                                           of V3's layer shapes */
 #include "golden.h"
 #include "quantize_checkpoint.h"
 
@@ -182,7 +186,22 @@ static void test_exact_kv_cache(void **state) {
                 false);
 }
 
-int main(void) {
+static const char *folder;
+static uint32_t folder_activations;
+static void test_exact_folder(void **state) {
+    (void)state;
+    const char *kernels[KERNEL_SETS];
+    size_t n = kernel_sets(kernels);
+    check_model(folder, kernels[n - 1], folder_activations, false);
+}
+
+int main(int argc, char **argv) {
+    static const char *const names[] = {"bf16", "f32", "a8", "e4m3"}; /* DSI_ACTIVATIONS_* */
+    const struct CMUnitTest one[] = {cmocka_unit_test(test_exact_folder)};
+    for (uint32_t i = 0; argc > 2 && i < 4; i++)
+        if (strcmp(argv[2], names[i]) == 0) folder_activations = i;
+    folder = argc > 1 ? argv[1] : NULL;
+    if (folder) return cmocka_run_group_tests_name("exact", one, NULL, NULL);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_exact_v3_fp8),   cmocka_unit_test(test_exact_qwen2),
         cmocka_unit_test(test_exact_integers), cmocka_unit_test(test_exact_kv_cache),
