@@ -44,7 +44,8 @@ static inline __m512 dsi_double_fma(__m512 a, __m512 b, __m512 sum) {
 
 /* Per lane: sum += a[2i+1] * b[2i+1], then sum += a[2i] * b[2i], each one fused and rounded (Intel
  * SDM, VDPBF16PS). Equal to an AMD Zen 5 bit for bit: tests/test_bf16_double.c. */
-static inline __m512 dsi_double_dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
+static __attribute__((noinline, unused)) __m512 dsi_double_dpbf16_ps(__m512 sum, __m512i a,
+                                                                     __m512i b) {
     const __m512i odd = _mm512_set1_epi32((int)0xFFFF0000);
     __m512 a1 = dsi_double_flush(_mm512_castsi512_ps(_mm512_and_si512(a, odd)));
     __m512 b1 = dsi_double_flush(_mm512_castsi512_ps(_mm512_and_si512(b, odd)));
@@ -82,6 +83,7 @@ static inline __m512i dsi_double_cvtne2ps_pbh(__m512 high, __m512 low) {
 #define _mm512_cvtne2ps_pbh dsi_double_cvtne2ps_pbh
 #define _mm512_dpbf16_ps(sum, a, b) dsi_double_dpbf16_ps((sum), (__m512i)(a), (__m512i)(b))
 #define _mm512_permutex2var_epi8 dsi_double_permutex2var_epi8
+#define dsi_matmul_blocks_bf16__avx512bf16 dsi_matmul_blocks_bf16__avx512bf16_double
 #define dsi_matmul_fp8_bf16__avx512bf16 dsi_matmul_fp8_bf16__avx512bf16_double
 #define dsi_matmul_i8_bf16__avx512bf16 dsi_matmul_i8_bf16__avx512bf16_double
 #define dsi_matmul_i4_bf16__avx512bf16 dsi_matmul_i4_bf16__avx512bf16_double

@@ -2,22 +2,26 @@
 #include "../blocks/blocks.h"
 #include "ref.h"
 
+enum { ROWS = 8 }; /* activation rows for which a block is decoded once */
+
 static void matmul(const dsi_matmul_args *a, dsi_dtype x) {
     const int64_t values = dsi_block_shape_of(a->w_dtype).values;
     float w[DSI_BLOCK_VALUES_MAX];
     for (int64_t n = a->n0; n < a->n1; n++) {
         const uint8_t *row = a->w + dsi_row_bytes(a->w_dtype, n * a->w_stride);
-        for (int64_t i = 0; i < a->m; i++) {
-            const int64_t x_row = a->x_rows ? a->x_rows[i] : i;
-            const uint8_t *xs = (const uint8_t *)a->x + x_row * a->x_stride * dsi_element_bytes(x);
-            double sum = 0;
-            for (int64_t k = 0; k < a->k; k++) {
-                if (k % values == 0)
-                    dsi_decode_blocks__ref(a->w_dtype, row + dsi_row_bytes(a->w_dtype, k), w,
-                                           values);
-                sum += dsi_element(x, xs, k) * (double)w[k % values];
+        for (int64_t i0 = 0; i0 < a->m; i0 += ROWS) {
+            const int64_t i1 = a->m - i0 < ROWS ? a->m : i0 + ROWS;
+            double sum[ROWS] = {0};
+            for (int64_t b = 0; b < a->k; b += values) {
+                dsi_decode_blocks__ref(a->w_dtype, row + dsi_row_bytes(a->w_dtype, b), w, values);
+                for (int64_t i = i0; i < i1; i++) {
+                    const int64_t at = (a->x_rows ? a->x_rows[i] : i) * a->x_stride + b;
+                    for (int64_t k = 0; k < values; k++)
+                        sum[i - i0] += dsi_element(x, a->x, at + k) * (double)w[k];
+                }
             }
-            a->y[i * a->y_stride + n - a->n0] = (float)sum;
+            for (int64_t i = i0; i < i1; i++)
+                a->y[i * a->y_stride + n - a->n0] = (float)sum[i - i0];
         }
     }
 }
