@@ -19,7 +19,12 @@ static uint32_t u32_at(const uint8_t *at) { return dsi_f32_bits(dsi_load_f32(at,
  */
 
 /* 16 bytes: values 0..15 in the low halves, 16..31 in the high ones; qh has a fifth bit of each. */
-static void read_nibbles(const uint8_t *qs, uint32_t qh, int offset, int8_t *q) {
+static void read_nibbles(const uint8_t *restrict qs, uint32_t qh, int offset, int8_t *restrict q) {
+    if (qh == 0) {
+        for (int i = 0; i < 16; i++) q[i] = (int8_t)((qs[i] & 15) - offset);
+        for (int i = 0; i < 16; i++) q[16 + i] = (int8_t)((qs[i] >> 4) - offset);
+        return;
+    }
     for (int i = 0; i < 16; i++) {
         q[i] = (int8_t)((low4(qs[i]) | (int)(qh >> i & 1) << 4) - offset);
         q[i + 16] = (int8_t)((high4(qs[i]) | (int)(qh >> (i + 16) & 1) << 4) - offset);
@@ -80,9 +85,25 @@ static void read_nvfp4(const uint8_t *b, dsi_block_parts *p) {
 /* ---- 256 values: Q2_K to Q6_K ------------------------------------------------------------------
  */
 
-/* Bits [shift, shift + 2) of 32 bytes are 32 values; every 32 bytes hold 128. */
-static int bits2(const uint8_t *qs, int i) {
-    return qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
+/* 2 bits of each of n bytes from bit `shift` on. Loops of constant length over bytes that do not
+ * overlap become vector code. */
+static void read_bits2(const uint8_t *restrict qs, int shift, int8_t *restrict q) {
+    for (int i = 0; i < 32; i++) q[i] = (int8_t)(qs[i] >> shift & 3);
+}
+/* Every 32 bytes hold 128 values: 32 in their lowest two bits, then 32 in the next. */
+static void read_all_bits2(const uint8_t *qs, int8_t *q) {
+    for (int g = 0; g < 8; g++) read_bits2(qs + g / 4 * 32, g % 4 * 2, q + 32 * g);
+}
+static void read_low4(const uint8_t *restrict qs, int8_t *restrict q) {
+    for (int i = 0; i < 32; i++) q[i] = (int8_t)(qs[i] & 15);
+}
+static void read_high4(const uint8_t *restrict qs, int8_t *restrict q) {
+    for (int i = 0; i < 32; i++) q[i] = (int8_t)(qs[i] >> 4);
+}
+/* q += bits * 2^up, bits those under `mask` from bit `shift` of each byte on. */
+static void add_bits(const uint8_t *restrict qh, int shift, int mask, int up, int less,
+                     int8_t *restrict q) {
+    for (int i = 0; i < 32; i++) q[i] = (int8_t)(q[i] + ((qh[i] >> shift & mask) << up) - less);
 }
 
 static void read_q2_k(const uint8_t *b, dsi_block_parts *p) {
@@ -91,7 +112,7 @@ static void read_q2_k(const uint8_t *b, dsi_block_parts *p) {
         p->scale[g] = d * (float)low4(b[g]);
         p->min[g] = m * (float)high4(b[g]);
     }
-    for (int i = 0; i < 256; i++) p->q[i] = (int8_t)bits2(b + 16, i);
+    read_all_bits2(b + 16, p->q);
 }
 
 /* Scales of 6 bits: the low four of 0..7 and 8..15 in the halves of 8 bytes, the high two in the
@@ -103,8 +124,8 @@ static void read_q3_k(const uint8_t *b, dsi_block_parts *p) {
         int scale = (low[g % 8] >> g / 8 * 4 & 15) | (high[g % 4] >> g / 4 * 2 & 3) << 4;
         p->scale[g] = d * (float)(scale - 32);
     }
-    for (int i = 0; i < 256; i++)
-        p->q[i] = (int8_t)(bits2(b + 32, i) - (b[i % 32] >> i / 32 & 1 ? 0 : 4));
+    read_all_bits2(b + 32, p->q);
+    for (int g = 0; g < 8; g++) add_bits(b, g, 1, 2, 4, p->q + 32 * g);
 }
 
 /* Scales and minimums of 6 bits in 12 bytes: of 0..3 in the low six bits of bytes 0..3 and 4..7; of
@@ -121,27 +142,34 @@ static void read_scales_k4(const uint8_t *b, dsi_block_parts *p) {
 }
 
 /* 32 bytes hold 64 values: 32 in the low halves, then 32 in the high ones. */
+static void read_halves(const uint8_t *qs, int8_t *q) {
+    for (int c = 0; c < 4; c++) {
+        read_low4(qs + 32 * c, q + 64 * c);
+        read_high4(qs + 32 * c, q + 64 * c + 32);
+    }
+}
+
 static void read_q4_k(const uint8_t *b, dsi_block_parts *p) {
     read_scales_k4(b, p);
-    for (int i = 0; i < 256; i++)
-        p->q[i] = (int8_t)(b[16 + i / 64 * 32 + i % 32] >> i % 64 / 32 * 4 & 15);
+    read_halves(b + 16, p->q);
 }
 
 static void read_q5_k(const uint8_t *b, dsi_block_parts *p) {
     read_scales_k4(b, p);
-    for (int i = 0; i < 256; i++) {
-        int low = b[48 + i / 64 * 32 + i % 32] >> i % 64 / 32 * 4 & 15;
-        p->q[i] = (int8_t)(low | (b[16 + i % 32] >> i / 32 & 1) << 4);
-    }
+    read_halves(b + 48, p->q);
+    for (int g = 0; g < 8; g++) add_bits(b + 16, g, 1, 4, 0, p->q + 32 * g);
 }
 
 static void read_q6_k(const uint8_t *b, dsi_block_parts *p) {
     const float d = half_at(b + 208);
     for (int g = 0; g < 16; g++) p->scale[g] = d * (float)(int8_t)b[192 + g];
-    for (int i = 0; i < 256; i++) {
-        int low = b[i / 128 * 64 + i % 64] >> i % 128 / 64 * 4 & 15;
-        p->q[i] = (int8_t)((low | bits2(b + 128, i) << 4) - 32);
+    for (int h = 0; h < 4;
+         h++) { /* 32 bytes: 32 values in the low halves, 64 further on the rest */
+        int8_t *q = p->q + h / 2 * 128 + h % 2 * 32;
+        read_low4(b + 32 * h, q);
+        read_high4(b + 32 * h, q + 64);
     }
+    for (int g = 0; g < 8; g++) add_bits(b + 128 + g / 4 * 32, g % 4 * 2, 3, 4, 32, p->q + 32 * g);
 }
 
 static void read_iq4_xs(const uint8_t *b, dsi_block_parts *p) {
@@ -156,12 +184,17 @@ static void read_iq4_xs(const uint8_t *b, dsi_block_parts *p) {
 /* ---- 256 values on grids -----------------------------------------------------------------------
  */
 
-/* The point of 8 values with the signs of `signs`, bit i for value i. */
+enum { BYTES = 8 };
+static const uint64_t each_1 = 0x0101010101010101u, each_top = 0x8080808080808080u;
+
+/* The point of 8 values with the signs of `signs`, bit i for value i. No value is 0, so that
+ * ~value + 1 carries into no other byte. */
 static void put_8(int8_t *q, uint64_t point, uint32_t signs) {
-    for (int i = 0; i < 8; i++) {
-        int value = (int8_t)(point >> 8 * i);
-        q[i] = (int8_t)(signs >> i & 1 ? -value : value);
-    }
+    uint64_t bit = signs * each_1 & 0x8040201008040201u;
+    uint64_t top = ((bit + ~each_top) | bit) & each_top;
+    uint64_t negative = top >> 7;
+    point = (point ^ negative * 0xFF) + negative;
+    memcpy(q, &point, BYTES);
 }
 static uint64_t pair(uint32_t first, uint32_t second) { return first | (uint64_t)second << 32; }
 /* Seven signs are stored; the eighth makes their number even. */
@@ -231,7 +264,11 @@ static void read_iq3_s(const uint8_t *b, dsi_block_parts *p) {
 
 /* A point of -1, 0, 1, all of them moved by an eighth up or (down) down: in eighths. */
 static void put_eighths(int8_t *q, uint64_t point, bool down) {
-    for (int i = 0; i < 8; i++) q[i] = (int8_t)((int8_t)(point >> 8 * i) * 8 + (down ? -1 : 1));
+    uint64_t eight = point << 3 & 0xF8F8F8F8F8F8F8F8u;
+    /* Less 1 in each byte, without a borrow from the next. */
+    uint64_t less = ((eight | each_top) - each_1) ^ (~eight & each_top);
+    eight = down ? less : eight + each_1;
+    memcpy(q, &eight, BYTES);
 }
 
 static void read_iq1_s(const uint8_t *b, dsi_block_parts *p) {
@@ -277,7 +314,8 @@ static void read_tq1_0(const uint8_t *b, dsi_block_parts *p) {
 }
 
 static void read_tq2_0(const uint8_t *b, dsi_block_parts *p) {
-    for (int i = 0; i < 256; i++) p->q[i] = (int8_t)(bits2(b, i) - 1);
+    read_all_bits2(b, p->q);
+    for (int i = 0; i < 256; i++) p->q[i]--;
     for (int g = 0; g < 8; g++) p->scale[g] = half_at(b + 64);
 }
 
