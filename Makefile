@@ -176,7 +176,7 @@ check-long: ## many more damaged checkpoints, sanitizers, valgrind | 更多损�
 	@$(MAKE) check-tsan
 	@$(MAKE) check-valgrind
 
-# EXACT_MODELS="DIR ...": also the hashes of exact mode on these, say the V3 slice of dsi-bench synth.
+# EXACT_MODELS="DIR ...": also the hashes of exact mode on these, say a slice of dsi-bench synth.
 EXACT_MODELS ?=
 long-now: tests
 	@for folder in $(EXACT_MODELS); do $(BUILD)/tests/test_exact "$$folder" || exit 1; done
