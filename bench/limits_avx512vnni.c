@@ -15,5 +15,8 @@ float limits_int8_avx512vnni(uint64_t n_rounds) {
 #define ADD(i) sum0 = _mm512_add_epi32(sum0, sum##i);
     LIMITS_SUMS(ADD)
 #undef ADD
-    return (float)_mm512_reduce_add_epi32(sum0);
+    uint32_t lanes[16], all = 0; /* unsigned: after many rounds the sums wrap, which says nothing */
+    _mm512_storeu_si512(lanes, sum0);
+    for (int i = 0; i < 16; i++) all += lanes[i];
+    return (float)all;
 }

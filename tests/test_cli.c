@@ -372,13 +372,17 @@ static void run_with_small_cache(void **state) {
     for (int i = 0; i < 3; i++) {
         cli_result result = RUN(0, "inspect", "-m", TINY, "--kv-cache", types[i], "--json");
         assert_non_null(strstr(result.out, bytes[i]));
+        cli_result_free(&result);
         result = RUN(0, "run", "-m", TINY, "--no-think", "--kv-cache", types[i], TICKET);
         assert_true(result.n_out > 2);
+        cli_result_free(&result);
     }
     cli_result result = RUN(2, "run", "-m", TINY, "--kv-cache", "int4", TICKET);
     assert_non_null(strstr(result.err, "bf16"));
+    cli_result_free(&result);
     result = RUN(2, "run", "-m", TINY, "--kv-cache", "fp8", "--activations", "f32", TICKET);
     assert_non_null(strstr(result.err, "activations bf16"));
+    cli_result_free(&result);
 }
 
 static void run_answers(void **state) {

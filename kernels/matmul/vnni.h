@@ -231,8 +231,8 @@ DSI_INLINE void dsi_vnni_panel_finish(const dsi_vnni_panel *p, int64_t slot, int
     const dsi_matmul_args *a = p->a;
     for (int64_t v = 0; v < 2; v++) {
         const int64_t left = a->n1 - p->n - v * DSI_VNNI_N;
-        const __mmask16 some = (__mmask16)(left >= 16 ? 0xFFFF : (1u << left) - 1u);
         if (left <= 0) break;
+        const __mmask16 some = (__mmask16)(left >= 16 ? 0xFFFF : (1u << left) - 1u);
         for (int64_t j = 0; j < count; j++) {
             __m512 total = _mm512_load_ps(p->totals + ((slot + j) * 2 + v) * DSI_VNNI_N);
             if (p->whole)
