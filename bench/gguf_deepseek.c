@@ -114,7 +114,8 @@ static void add_layer(maker *m, int64_t layer) {
         return;
     }
     add_plain(m, layer, "ffn_gate_inp.weight", "mlp.gate.weight");
-    if (s->v3) add_plain(m, layer, "exp_probs_b.bias", "mlp.gate.e_score_correction_bias");
+    if (s->family == SYNTH_V3)
+        add_plain(m, layer, "exp_probs_b.bias", "mlp.gate.e_score_correction_bias");
     add_experts(m, layer, "ffn_gate_exps", "gate_proj");
     add_experts(m, layer, "ffn_up_exps", "up_proj");
     add_experts(m, layer, "ffn_down_exps", "down_proj");
@@ -221,7 +222,7 @@ static void write_attention(keys *k, const synth_shape *s) {
     key_text(k, ".rope.scaling.type", "yarn");
     key_real(k, ".rope.scaling.factor", 40);
     key_number(k, ".rope.scaling.original_context_length", 4096);
-    key_real(k, ".rope.scaling.yarn_log_multiplier", s->v3 ? 0.1f : 0.0707f);
+    key_real(k, ".rope.scaling.yarn_log_multiplier", s->family == SYNTH_V3 ? 0.1f : 0.0707f);
 }
 
 static void write_experts(keys *k, const synth_shape *s) {
@@ -231,10 +232,10 @@ static void write_experts(keys *k, const synth_shape *s) {
     key_number(k, ".expert_count", s->n_routed_experts);
     key_number(k, ".expert_used_count", s->num_experts_per_tok);
     key_number(k, ".expert_shared_count", s->n_shared_experts);
-    key_number(k, ".expert_gating_func", s->v3 ? SIGMOID : SOFTMAX);
-    key_real(k, ".expert_weights_scale", s->v3 ? 2.5f : 1.0f);
+    key_number(k, ".expert_gating_func", s->family == SYNTH_V3 ? SIGMOID : SOFTMAX);
+    key_real(k, ".expert_weights_scale", s->family == SYNTH_V3 ? 2.5f : 1.0f);
     key(k, ".expert_weights_norm", KEY_BOOL);
-    fputc(s->v3 ? 1 : 0, k->file);
+    fputc(s->family == SYNTH_V3 ? 1 : 0, k->file);
     if (s->n_group == 1) return;
     key_number(k, ".expert_group_count", s->n_group);
     key_number(k, ".expert_group_used_count", s->topk_group);

@@ -24,7 +24,8 @@ static const char help[] =
     "kernels  every kernel of every instruction set here: checked, then timed at DeepSeek-V3 "
     "shapes\n"
     "moe      the FP8 experts of a DeepSeek-V3 layer, 32 of them, 8 per row, as one operator\n"
-    "synth    writes a checkpoint with random weights: presets v3-slice, v2-lite-half, tiny\n"
+    "synth    writes a checkpoint with random weights: presets v3-slice, v2-lite-half, tiny,\n"
+    "         r1-distill-qwen-1.5b, -7b, -14b, -32b, r1-distill-llama-8b, -70b\n"
     "model    prefill and decode speed of a checkpoint, beside the limits of the machine\n"
     "\n"
     "Options:\n"
@@ -37,7 +38,11 @@ static const char help[] =
     "  --out DIR          synth: folder to write\n"
     "  --preset NAME      synth: shapes (default v3-slice)\n"
     "  --dtype TYPE       synth: fp8, bf16, int8 (by row), int8-block, int4 (group 128) or\n"
-    "                     int4-g32 (default fp8)\n"
+    "                     int4-g32 (default as published: fp8; R1-Distill: bf16)\n"
+    "  --layers N         synth: the first N layers (default: all)\n"
+    "  --vocab N          synth: a vocabulary of N tokens (default: the preset's)\n"
+    "  --mtp              synth: with the block that drafts tokens (V3's shapes)\n"
+    "  --hollow           synth: holes for weights, to open and to count, whatever the size\n"
     "  --gguf TYPE        synth: these weights as one GGUF file for llama.cpp instead: q8_0,\n"
     "                     q4_0, q4_k or bf16; --out may be the file\n"
     "  --seed N           synth, model: random numbers (default 1)\n"
@@ -153,7 +158,11 @@ enum {
     CSV,
     GGUF,
     KV_CACHE,
-    PROFILE
+    PROFILE,
+    LAYERS,
+    VOCAB,
+    MTP,
+    HOLLOW
 };
 static const struct option long_options[] = {{"out", required_argument, NULL, OUT},
                                              {"preset", required_argument, NULL, PRESET},
@@ -177,6 +186,10 @@ static const struct option long_options[] = {{"out", required_argument, NULL, OU
                                              {"m", required_argument, NULL, M},
                                              {"rounds", required_argument, NULL, ROUNDS},
                                              {"profile", no_argument, NULL, PROFILE},
+                                             {"layers", required_argument, NULL, LAYERS},
+                                             {"vocab", required_argument, NULL, VOCAB},
+                                             {"mtp", no_argument, NULL, MTP},
+                                             {"hollow", no_argument, NULL, HOLLOW},
                                              {"md", no_argument, NULL, MD},
                                              {"csv", no_argument, NULL, CSV},
                                              {"gguf", required_argument, NULL, GGUF},
@@ -227,6 +240,10 @@ static uint32_t *number_option(bench_options *o, int letter) {
         return &o->rounds;
     case REPEAT:
         return &o->repeat;
+    case LAYERS:
+        return &o->layers;
+    case VOCAB:
+        return &o->vocab;
     default:
         return NULL;
     }
@@ -254,6 +271,8 @@ static int parse(int argc, char **argv, bench_options *o) {
         if (letter == 'j' || letter == CSV || letter == MD)
             o->format = letter == 'j' ? BENCH_JSON : letter == CSV ? BENCH_CSV : BENCH_MD;
         if (letter == PROFILE) o->profile = true;
+        if (letter == MTP) o->mtp = true;
+        if (letter == HOLLOW) o->hollow = true;
         if (letter == 'h') o->command = "help";
         if (letter == '?') return BENCH_USAGE;
     }
@@ -284,7 +303,6 @@ static int ended(int code) {
 
 int main(int argc, char **argv) {
     bench_options o = {.preset = "v3-slice",
-                       .dtype = "fp8",
                        .fill = "copy",
                        .gemm = "auto",
                        .kv_cache = "bf16",

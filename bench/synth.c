@@ -22,7 +22,7 @@ static const uint64_t shard_bytes = UINT64_C(4) << 30;
 
 typedef struct writer {
     const bench_options *options;
-    const synth_shape *shape;
+    synth_shape shape;
     synth_list list;
     dsi_pool *pool;
     float *normal;  /* [TABLE] of deviation 1 */
@@ -185,6 +185,16 @@ static int write_tensor(writer *w, FILE *file, size_t index, const char *path) {
     return BENCH_OK;
 }
 
+/* A hole in place of all tensors of the shard: zeros that take no room on the disk. */
+static int write_hole(const writer *w, FILE *file, uint32_t shard, const char *path) {
+    uint64_t n = 0;
+    for (size_t i = 0; i < w->list.n; i++)
+        if (w->list.tensors[i].shard == shard) n += w->list.tensors[i].n_bytes;
+    if (fflush(file) != 0 || ftruncate(fileno(file), ftell(file) + (off_t)n) != 0)
+        return bench_refused("write", path);
+    return BENCH_OK;
+}
+
 static int write_shard(writer *w, uint32_t shard) {
     char name[64];
     bench_file file;
@@ -192,6 +202,8 @@ static int write_shard(writer *w, uint32_t shard) {
     int code = create(w, name, &file);
     if (code != BENCH_OK) return code;
     write_header(w, file.stream, shard);
+    if (w->options->hollow)
+        return bench_file_close(&file, write_hole(w, file.stream, shard, file.part));
     for (int k = 0; k < N_ORDER; k++)
         for (size_t i = 0; code == BENCH_OK && i < w->list.n; i++)
             if (w->list.tensors[i].shard == shard && w->list.tensors[i].dtype == order[k])
@@ -219,7 +231,7 @@ static int write_config(const writer *w) {
     bench_file file;
     int code = create(w, "config.json", &file);
     if (code != BENCH_OK) return code;
-    synth_write_config(file.stream, w->shape, w->list.form);
+    synth_write_config(file.stream, &w->shape, w->list.form);
     return bench_file_close(&file, BENCH_OK);
 }
 
@@ -264,14 +276,14 @@ static int allocate_and_write(writer *w, const synth_form *form) {
     w->normal = dsi_sys_calloc(TABLE, sizeof *w->normal);
     w->codes = dsi_sys_calloc(TABLE, 1);
     w->chunk = dsi_sys_calloc(CHUNK_BYTES, 1);
-    if (!w->normal || !w->codes || !w->chunk || !synth_list_make(w->shape, form, &w->list) ||
+    if (!w->normal || !w->codes || !w->chunk || !synth_list_make(&w->shape, form, &w->list) ||
         dsi_pool_new(n_threads, NULL, &w->pool, &error) != DSI_OK) {
         bench_say("no memory for the list of tensors; free some");
         return BENCH_ENVIRONMENT;
     }
     fill_tables(w);
     if (w->options->gguf) {
-        gguf_source source = {w->shape, &w->list, w->pool, fill_of, w};
+        gguf_source source = {&w->shape, &w->list, w->pool, fill_of, w};
         return gguf_write(&source, w->options);
     }
     double start = dsi_sys_seconds();
@@ -283,15 +295,38 @@ static int allocate_and_write(writer *w, const synth_form *form) {
     return code;
 }
 
-int bench_synth(const bench_options *options) {
-    writer w = {.options = options, .shape = synth_find(options->preset)};
-    const synth_form *form = synth_form_find(options->dtype);
-    if (!w.shape) {
-        bench_say("unknown preset \"%s\"; there are %s", options->preset, synth_names());
-        return BENCH_USAGE;
+/* What is asked for, or the reason why not. */
+static bool choose_shape(const bench_options *o, synth_shape *shape) {
+    if (!synth_find(o->preset, shape)) {
+        bench_say("unknown preset \"%s\"; there are %s", o->preset, synth_names());
+        return false;
     }
+    if (o->gguf && (synth_is_dense(shape) || o->mtp || o->hollow)) {
+        bench_say("--gguf writes DeepSeek's shapes, without --mtp and --hollow; for %s leave it "
+                  "out, or let dsinfer quantize make a GGUF of the folder",
+                  o->preset);
+        return false;
+    }
+    if (o->mtp && shape->family != SYNTH_V3) {
+        bench_say("--mtp with preset %s; only V3's shapes have a block that drafts: v3-slice, tiny",
+                  o->preset);
+        return false;
+    }
+    const int64_t n_layers = shape->num_hidden_layers, n_vocabulary = shape->vocab_size;
+    if (synth_cut(shape, o->layers, o->vocab, o->mtp)) return true;
+    bench_say("--layers %u --vocab %u: preset %s has %" PRId64 " layers and %" PRId64 " tokens; "
+              "ask for fewer, or 0 for all",
+              o->layers, o->vocab, o->preset, n_layers, n_vocabulary);
+    return false;
+}
+
+int bench_synth(const bench_options *options) {
+    writer w = {.options = options};
+    if (!choose_shape(options, &w.shape)) return BENCH_USAGE;
+    const char *dtype = options->dtype ? options->dtype : synth_is_dense(&w.shape) ? "bf16" : "fp8";
+    const synth_form *form = synth_form_find(dtype);
     if (!form) {
-        bench_say("unknown --dtype \"%s\"; there are %s", options->dtype, synth_form_names());
+        bench_say("unknown --dtype \"%s\"; there are %s", dtype, synth_form_names());
         return BENCH_USAGE;
     }
     if (!options->out || !options->out[0] || strlen(options->out) > 3000) {

@@ -5,20 +5,32 @@
 #include "../lib/base/base.h"
 #include <stdio.h>
 
-/* A DeepSeek geometry; the names are those of config.json. */
+enum { SYNTH_V3, SYNTH_V2, SYNTH_QWEN2, SYNTH_LLAMA };
+
+/* A geometry; the names are those of config.json. */
 typedef struct synth_shape {
     const char *preset, *about;
-    bool v3; /* deepseek_v3 (sigmoid, noaux_tc, YaRN), else deepseek_v2 (softmax, greedy) */
-    int64_t hidden_size, num_hidden_layers, first_k_dense_replace, vocab_size;
-    int64_t intermediate_size, moe_intermediate_size;
+    /* V3: sigmoid, noaux_tc, YaRN; V2: softmax, greedy, YaRN; dense ones: rope_theta */
+    uint32_t family;
+    int64_t hidden_size, num_hidden_layers, vocab_size, intermediate_size, num_attention_heads;
+    int64_t bos_token_id, eos_token_id;
+    /* V3, V2 */
+    int64_t first_k_dense_replace, moe_intermediate_size;
     int64_t n_routed_experts, n_shared_experts, num_experts_per_tok, n_group, topk_group;
-    int64_t num_attention_heads, q_lora_rank, kv_lora_rank; /* q_lora_rank 0: q_proj */
+    int64_t q_lora_rank, kv_lora_rank; /* q_lora_rank 0: q_proj */
     int64_t qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
+    bool mtp; /* V3: behind the last layer, the block that drafts */
+    /* Qwen2, Llama; a head has hidden_size / num_attention_heads columns */
+    int64_t num_key_value_heads;
+    const char *rope_theta, *rms_norm_eps; /* as config.json has them */
 } synth_shape;
-/* NULL: no such preset. */
-const synth_shape *synth_find(const char *preset);
-/* "v3-slice, v2-lite-half, tiny" for messages. */
+/* false: no such preset. */
+bool synth_find(const char *preset, synth_shape *shape);
+/* "v3-slice, v2-lite-half, tiny, ..." for messages. */
 const char *synth_names(void);
+/* Fewer layers and a smaller vocabulary (0: as they are); with the block that drafts. false: there
+ * are not so many, or this family has no such block. */
+bool synth_cut(synth_shape *shape, uint32_t n_layers, uint32_t n_vocabulary, bool mtp);
 
 /* How matrices are stored, in the layouts of published checkpoints. */
 typedef struct synth_form {
@@ -61,10 +73,34 @@ typedef struct synth_list {
 bool synth_list_make(const synth_shape *shape, const synth_form *form, synth_list *list);
 void synth_list_free(synth_list *list);
 
+/* Adds one tensor; a matrix with what belongs to the list's form (gain 1 keeps the size of a
+ * normalised input); one that is BF16 in every form; gate, up and down of an MLP. */
+synth_tensor *synth_add(synth_list *list, const char *prefix, const char *name, dsi_dtype dtype,
+                        int64_t rows, int64_t columns, uint32_t values);
+void synth_add_matrix(synth_list *list, const char *prefix, const char *name, int64_t rows,
+                      int64_t columns, double gain);
+void synth_add_bf16(synth_list *list, const char *prefix, const char *name, int64_t rows,
+                    int64_t columns, double deviation);
+void synth_add_mlp(synth_list *list, const synth_shape *shape, const char *prefix, const char *name,
+                   int64_t inter);
+
 /* Bytes of a tensor that are drawn from one generator of their own. */
 enum { SYNTH_PIECE = 1 << 16 };
 
 /* Writes config.json for the shape. */
 void synth_write_config(FILE *file, const synth_shape *shape, const synth_form *form);
+void synth_write_number(FILE *file, const char *key, int64_t value);
+
+/* ---- synth_dense.c: the R1-Distill models: Qwen2 and Llama ---- */
+
+#define SYNTH_DENSE_NAMES "r1-distill-qwen-1.5b, -7b, -14b, -32b, r1-distill-llama-8b, -70b"
+static inline bool synth_is_dense(const synth_shape *shape) {
+    return shape->family == SYNTH_QWEN2 || shape->family == SYNTH_LLAMA;
+}
+bool synth_find_dense(const char *preset, synth_shape *shape);
+/* Attention and MLP of one layer, between its norms. */
+void synth_add_dense_layer(synth_list *list, const synth_shape *shape, const char *prefix);
+/* The keys of config.json that only these families have. */
+void synth_write_dense(FILE *file, const synth_shape *shape);
 
 #endif

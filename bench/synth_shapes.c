@@ -1,4 +1,5 @@
-/* synth_shapes.c: the presets, their tensors by official name, their config.json. */
+/* synth_shapes.c: the presets of DeepSeek's own shapes, their tensors by official name, their
+ * config.json. */
 #include "synth.h"
 #include <inttypes.h>
 #include <math.h>
@@ -6,56 +7,92 @@
 #include <string.h>
 
 static const synth_shape shapes[] = {
-    {"v3-slice", "DeepSeek-V3's layers: 1 dense + 3 MoE, 32 experts",
-     true,       7168,
-     4,          1,
-     8192,       18432,
-     2048,       32,
-     1,          8,
-     8,          4,
-     128,        1536,
-     512,        128,
-     64,         128},
-    {"v2-lite-half",
-     "DeepSeek-V2-Lite's layers, 13 of 27",
-     false,
-     2048,
-     13,
-     1,
-     102400,
-     10944,
-     1408,
-     64,
-     2,
-     6,
-     1,
-     1,
-     16,
-     0,
-     512,
-     128,
-     64,
-     128},
-    {"tiny", "a DeepSeek-V3 of 15 M parameters, for trials",
-     true,   256,
-     6,      1,
-     4096,   768,
-     128,    16,
-     1,      4,
-     4,      2,
-     8,      128,
-     128,    32,
-     32,     32},
+    {.preset = "v3-slice",
+     .about = "DeepSeek-V3's layers: 1 dense + 3 MoE, 32 experts",
+     .family = SYNTH_V3,
+     .hidden_size = 7168,
+     .num_hidden_layers = 4,
+     .first_k_dense_replace = 1,
+     .vocab_size = 8192,
+     .intermediate_size = 18432,
+     .moe_intermediate_size = 2048,
+     .n_routed_experts = 32,
+     .n_shared_experts = 1,
+     .num_experts_per_tok = 8,
+     .n_group = 8,
+     .topk_group = 4,
+     .num_attention_heads = 128,
+     .q_lora_rank = 1536,
+     .kv_lora_rank = 512,
+     .qk_nope_head_dim = 128,
+     .qk_rope_head_dim = 64,
+     .v_head_dim = 128,
+     .eos_token_id = 1},
+    {.preset = "v2-lite-half",
+     .about = "DeepSeek-V2-Lite's layers, 13 of 27",
+     .family = SYNTH_V2,
+     .hidden_size = 2048,
+     .num_hidden_layers = 13,
+     .first_k_dense_replace = 1,
+     .vocab_size = 102400,
+     .intermediate_size = 10944,
+     .moe_intermediate_size = 1408,
+     .n_routed_experts = 64,
+     .n_shared_experts = 2,
+     .num_experts_per_tok = 6,
+     .n_group = 1,
+     .topk_group = 1,
+     .num_attention_heads = 16,
+     .kv_lora_rank = 512,
+     .qk_nope_head_dim = 128,
+     .qk_rope_head_dim = 64,
+     .v_head_dim = 128,
+     .eos_token_id = 1},
+    {.preset = "tiny",
+     .about = "a DeepSeek-V3 of 15 M parameters, for trials",
+     .family = SYNTH_V3,
+     .hidden_size = 256,
+     .num_hidden_layers = 6,
+     .first_k_dense_replace = 1,
+     .vocab_size = 4096,
+     .intermediate_size = 768,
+     .moe_intermediate_size = 128,
+     .n_routed_experts = 16,
+     .n_shared_experts = 1,
+     .num_experts_per_tok = 4,
+     .n_group = 4,
+     .topk_group = 2,
+     .num_attention_heads = 8,
+     .q_lora_rank = 128,
+     .kv_lora_rank = 128,
+     .qk_nope_head_dim = 32,
+     .qk_rope_head_dim = 32,
+     .v_head_dim = 32,
+     .eos_token_id = 1},
 };
 enum { N_SHAPES = sizeof shapes / sizeof shapes[0] };
 
-const synth_shape *synth_find(const char *preset) {
-    for (size_t i = 0; i < N_SHAPES; i++)
-        if (strcmp(preset, shapes[i].preset) == 0) return &shapes[i];
-    return NULL;
+bool synth_find(const char *preset, synth_shape *shape) {
+    for (size_t i = 0; i < N_SHAPES; i++) {
+        if (strcmp(preset, shapes[i].preset) != 0) continue;
+        *shape = shapes[i];
+        return true;
+    }
+    return synth_find_dense(preset, shape);
 }
 
-const char *synth_names(void) { return "v3-slice, v2-lite-half, tiny"; }
+const char *synth_names(void) { return "v3-slice, v2-lite-half, tiny, " SYNTH_DENSE_NAMES; }
+
+bool synth_cut(synth_shape *s, uint32_t n_layers, uint32_t n_vocabulary, bool mtp) {
+    if (n_layers > s->num_hidden_layers || n_vocabulary > s->vocab_size) return false;
+    if (n_layers) s->num_hidden_layers = n_layers;
+    if (s->first_k_dense_replace > s->num_hidden_layers)
+        s->first_k_dense_replace = s->num_hidden_layers;
+    if (n_vocabulary) s->vocab_size = n_vocabulary;
+    if (s->eos_token_id >= s->vocab_size) s->bos_token_id = 0, s->eos_token_id = 1;
+    s->mtp = mtp;
+    return !mtp || s->family == SYNTH_V3;
+}
 
 /* ---- Forms ---------------------------------------------------------------------------------- */
 
@@ -108,8 +145,8 @@ double synth_per_deviation(dsi_dtype dtype) {
 
 /* ---- Tensors -------------------------------------------------------------------------------- */
 
-static synth_tensor *add(synth_list *l, const char *prefix, const char *name, dsi_dtype dtype,
-                         int64_t rows, int64_t columns, uint32_t values) {
+synth_tensor *synth_add(synth_list *l, const char *prefix, const char *name, dsi_dtype dtype,
+                        int64_t rows, int64_t columns, uint32_t values) {
     static synth_tensor nowhere; /* written to when memory is out; the list is then discarded */
     if (l->n == l->capacity) {
         size_t capacity = l->capacity ? 2 * l->capacity : 256;
@@ -133,97 +170,119 @@ static synth_tensor *add(synth_list *l, const char *prefix, const char *name, ds
 }
 
 /* A matrix, with what belongs to its form. gain 1 keeps the size of a normalised input. */
-static void add_matrix(synth_list *l, const char *prefix, const char *name, int64_t rows,
-                       int64_t columns, double gain) {
+void synth_add_matrix(synth_list *l, const char *prefix, const char *name, int64_t rows,
+                      int64_t columns, double gain) {
     char full[72];
     const synth_form *form = l->form;
     bool packed = form->dtype == DSI_DTYPE_I4; /* columns are multiples of 8 in every preset */
     double deviation = gain / sqrt((double)columns);
     snprintf(full, sizeof full, "%s.weight%s", name, packed ? "_packed" : "");
-    add(l, prefix, full, packed ? DSI_DTYPE_I32 : form->dtype, rows, packed ? columns / 8 : columns,
-        SYNTH_NORMAL)
+    synth_add(l, prefix, full, packed ? DSI_DTYPE_I32 : form->dtype, rows,
+              packed ? columns / 8 : columns, SYNTH_NORMAL)
         ->deviation = deviation;
     if (form->scale_kind == DSI_SCALE_NONE) return;
     dsi_scale_span span = dsi_scale_span_of(form->scale_kind, form->scale_group, columns);
     snprintf(full, sizeof full, "%s.%s", name, form->scale_name);
-    add(l, prefix, full, form->scale_dtype, dsi_ceil_div(rows, span.n),
-        dsi_ceil_div(columns, span.k), SYNTH_SCALES)
+    synth_add(l, prefix, full, form->scale_dtype, dsi_ceil_div(rows, span.n),
+              dsi_ceil_div(columns, span.k), SYNTH_SCALES)
         ->deviation = deviation / synth_per_deviation(form->dtype);
     if (!packed) return;
     snprintf(full, sizeof full, "%s.weight_shape", name);
-    synth_tensor *shape = add(l, prefix, full, DSI_DTYPE_I64, 0, 2, SYNTH_SHAPE);
+    synth_tensor *shape = synth_add(l, prefix, full, DSI_DTYPE_I64, 0, 2, SYNTH_SHAPE);
     shape->weight[0] = rows;
     shape->weight[1] = columns;
 }
 
 /* Matrices that stay BF16 in FP8 checkpoints. */
-static void add_bf16(synth_list *l, const char *prefix, const char *name, int64_t rows,
-                     int64_t columns, double deviation) {
-    add(l, prefix, name, DSI_DTYPE_BF16, rows, columns, SYNTH_NORMAL)->deviation = deviation;
+void synth_add_bf16(synth_list *l, const char *prefix, const char *name, int64_t rows,
+                    int64_t columns, double deviation) {
+    synth_add(l, prefix, name, DSI_DTYPE_BF16, rows, columns, SYNTH_NORMAL)->deviation = deviation;
 }
 
-static void add_mlp(synth_list *l, const synth_shape *s, const char *prefix, const char *name,
-                    int64_t inter) {
+void synth_add_mlp(synth_list *l, const synth_shape *s, const char *prefix, const char *name,
+                   int64_t inter) {
     /* The gain keeps the residual stream from growing with the layers. */
     static const char *const parts[3] = {"gate_proj", "up_proj", "down_proj"};
     char full[56];
     for (int i = 0; i < 3; i++) {
         snprintf(full, sizeof full, "%s.%s", name, parts[i]);
-        add_matrix(l, prefix, full, i < 2 ? inter : s->hidden_size, i < 2 ? s->hidden_size : inter,
-                   i < 2 ? 1 : 0.3);
+        synth_add_matrix(l, prefix, full, i < 2 ? inter : s->hidden_size,
+                         i < 2 ? s->hidden_size : inter, i < 2 ? 1 : 0.3);
     }
 }
 
 static void add_attention(synth_list *l, const synth_shape *s, const char *prefix) {
     int64_t q_rows = s->num_attention_heads * (s->qk_nope_head_dim + s->qk_rope_head_dim);
     if (s->q_lora_rank) {
-        add_matrix(l, prefix, "self_attn.q_a_proj", s->q_lora_rank, s->hidden_size, 1);
-        add(l, prefix, "self_attn.q_a_layernorm.weight", DSI_DTYPE_BF16, 0, s->q_lora_rank,
-            SYNTH_ONES);
-        add_matrix(l, prefix, "self_attn.q_b_proj", q_rows, s->q_lora_rank, 1);
+        synth_add_matrix(l, prefix, "self_attn.q_a_proj", s->q_lora_rank, s->hidden_size, 1);
+        synth_add(l, prefix, "self_attn.q_a_layernorm.weight", DSI_DTYPE_BF16, 0, s->q_lora_rank,
+                  SYNTH_ONES);
+        synth_add_matrix(l, prefix, "self_attn.q_b_proj", q_rows, s->q_lora_rank, 1);
     } else {
-        add_matrix(l, prefix, "self_attn.q_proj", q_rows, s->hidden_size, 1);
+        synth_add_matrix(l, prefix, "self_attn.q_proj", q_rows, s->hidden_size, 1);
     }
-    add_matrix(l, prefix, "self_attn.kv_a_proj_with_mqa", s->kv_lora_rank + s->qk_rope_head_dim,
-               s->hidden_size, 1);
-    add(l, prefix, "self_attn.kv_a_layernorm.weight", DSI_DTYPE_BF16, 0, s->kv_lora_rank,
-        SYNTH_ONES);
-    add_matrix(l, prefix, "self_attn.kv_b_proj",
-               s->num_attention_heads * (s->qk_nope_head_dim + s->v_head_dim), s->kv_lora_rank, 1);
-    add_matrix(l, prefix, "self_attn.o_proj", s->hidden_size,
-               s->num_attention_heads * s->v_head_dim, 0.3);
+    synth_add_matrix(l, prefix, "self_attn.kv_a_proj_with_mqa",
+                     s->kv_lora_rank + s->qk_rope_head_dim, s->hidden_size, 1);
+    synth_add(l, prefix, "self_attn.kv_a_layernorm.weight", DSI_DTYPE_BF16, 0, s->kv_lora_rank,
+              SYNTH_ONES);
+    synth_add_matrix(l, prefix, "self_attn.kv_b_proj",
+                     s->num_attention_heads * (s->qk_nope_head_dim + s->v_head_dim),
+                     s->kv_lora_rank, 1);
+    synth_add_matrix(l, prefix, "self_attn.o_proj", s->hidden_size,
+                     s->num_attention_heads * s->v_head_dim, 0.3);
 }
 
 static void add_layer(synth_list *l, const synth_shape *s, int64_t layer) {
     char prefix[40], name[40];
     snprintf(prefix, sizeof prefix, "model.layers.%" PRId64 ".", layer);
-    add(l, prefix, "input_layernorm.weight", DSI_DTYPE_BF16, 0, s->hidden_size, SYNTH_ONES);
-    add_attention(l, s, prefix);
-    add(l, prefix, "post_attention_layernorm.weight", DSI_DTYPE_BF16, 0, s->hidden_size,
-        SYNTH_ONES);
-    if (layer < s->first_k_dense_replace) {
-        add_mlp(l, s, prefix, "mlp", s->intermediate_size);
+    if (synth_is_dense(s)) {
+        synth_add_dense_layer(l, s, prefix);
         return;
     }
-    add_bf16(l, prefix, "mlp.gate.weight", s->n_routed_experts, s->hidden_size,
-             1 / sqrt((double)s->hidden_size));
-    if (s->v3)
-        add(l, prefix, "mlp.gate.e_score_correction_bias", DSI_DTYPE_F32, 0, s->n_routed_experts,
-            SYNTH_ZEROS);
-    add_mlp(l, s, prefix, "mlp.shared_experts", s->n_shared_experts * s->moe_intermediate_size);
+    synth_add(l, prefix, "input_layernorm.weight", DSI_DTYPE_BF16, 0, s->hidden_size, SYNTH_ONES);
+    add_attention(l, s, prefix);
+    synth_add(l, prefix, "post_attention_layernorm.weight", DSI_DTYPE_BF16, 0, s->hidden_size,
+              SYNTH_ONES);
+    if (layer < s->first_k_dense_replace) {
+        synth_add_mlp(l, s, prefix, "mlp", s->intermediate_size);
+        return;
+    }
+    synth_add_bf16(l, prefix, "mlp.gate.weight", s->n_routed_experts, s->hidden_size,
+                   1 / sqrt((double)s->hidden_size));
+    if (s->family == SYNTH_V3)
+        synth_add(l, prefix, "mlp.gate.e_score_correction_bias", DSI_DTYPE_F32, 0,
+                  s->n_routed_experts, SYNTH_ZEROS);
+    synth_add_mlp(l, s, prefix, "mlp.shared_experts",
+                  s->n_shared_experts * s->moe_intermediate_size);
     for (int64_t e = 0; e < s->n_routed_experts; e++) {
         snprintf(name, sizeof name, "mlp.experts.%" PRId64, e);
-        add_mlp(l, s, prefix, name, s->moe_intermediate_size);
+        synth_add_mlp(l, s, prefix, name, s->moe_intermediate_size);
     }
+}
+
+/* The block that drafts, behind the last layer: embeddings and head are stored once more. */
+static void add_mtp(synth_list *l, const synth_shape *s, int64_t layer) {
+    const int64_t hidden = s->hidden_size;
+    char prefix[40];
+    static const char *const norms[] = {"enorm.weight", "hnorm.weight", "shared_head.norm.weight"};
+    snprintf(prefix, sizeof prefix, "model.layers.%" PRId64 ".", layer);
+    synth_add_bf16(l, prefix, "embed_tokens.weight", s->vocab_size, hidden, 1);
+    for (int i = 0; i < 3; i++)
+        synth_add(l, prefix, norms[i], DSI_DTYPE_BF16, 0, hidden, SYNTH_ONES);
+    synth_add_bf16(l, prefix, "eh_proj.weight", hidden, 2 * hidden, 1 / sqrt(2.0 * (double)hidden));
+    add_layer(l, s, layer);
+    synth_add_bf16(l, prefix, "shared_head.head.weight", s->vocab_size, hidden,
+                   1 / sqrt((double)hidden));
 }
 
 bool synth_list_make(const synth_shape *s, const synth_form *form, synth_list *l) {
     *l = (synth_list){.form = form};
-    add_bf16(l, "", "model.embed_tokens.weight", s->vocab_size, s->hidden_size, 1);
+    synth_add_bf16(l, "", "model.embed_tokens.weight", s->vocab_size, s->hidden_size, 1);
     for (int64_t layer = 0; layer < s->num_hidden_layers; layer++) add_layer(l, s, layer);
-    add(l, "", "model.norm.weight", DSI_DTYPE_BF16, 0, s->hidden_size, SYNTH_ONES);
-    add_bf16(l, "", "lm_head.weight", s->vocab_size, s->hidden_size,
-             1 / sqrt((double)s->hidden_size));
+    synth_add(l, "", "model.norm.weight", DSI_DTYPE_BF16, 0, s->hidden_size, SYNTH_ONES);
+    synth_add_bf16(l, "", "lm_head.weight", s->vocab_size, s->hidden_size,
+                   1 / sqrt((double)s->hidden_size));
+    if (s->mtp) add_mtp(l, s, s->num_hidden_layers);
     if (l->no_memory) synth_list_free(l);
     return !l->no_memory;
 }
@@ -236,51 +295,68 @@ void synth_list_free(synth_list *l) {
 
 /* ---- config.json ---------------------------------------------------------------------------- */
 
-static void write_number(FILE *file, const char *key, int64_t value) {
+void synth_write_number(FILE *file, const char *key, int64_t value) {
     fprintf(file, "  \"%s\": %" PRId64 ",\n", key, value);
 }
 
-void synth_write_config(FILE *file, const synth_shape *s, const synth_form *form) {
-    fprintf(file, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\",\n",
-            s->v3 ? "DeepseekV3ForCausalLM" : "DeepseekV2ForCausalLM",
-            s->v3 ? "deepseek_v3" : "deepseek_v2");
-    write_number(file, "hidden_size", s->hidden_size);
-    write_number(file, "num_hidden_layers", s->num_hidden_layers);
-    write_number(file, "first_k_dense_replace", s->first_k_dense_replace);
-    write_number(file, "vocab_size", s->vocab_size);
-    write_number(file, "intermediate_size", s->intermediate_size);
-    write_number(file, "moe_intermediate_size", s->moe_intermediate_size);
-    write_number(file, "n_routed_experts", s->n_routed_experts);
-    write_number(file, "n_shared_experts", s->n_shared_experts);
-    write_number(file, "num_experts_per_tok", s->num_experts_per_tok);
-    write_number(file, "n_group", s->n_group);
-    write_number(file, "topk_group", s->topk_group);
-    write_number(file, "num_attention_heads", s->num_attention_heads);
-    write_number(file, "num_key_value_heads", s->num_attention_heads);
+static void write_experts(FILE *file, const synth_shape *s) {
+    const bool v3 = s->family == SYNTH_V3;
+    synth_write_number(file, "moe_intermediate_size", s->moe_intermediate_size);
+    synth_write_number(file, "n_routed_experts", s->n_routed_experts);
+    synth_write_number(file, "n_shared_experts", s->n_shared_experts);
+    synth_write_number(file, "num_experts_per_tok", s->num_experts_per_tok);
+    synth_write_number(file, "n_group", s->n_group);
+    synth_write_number(file, "topk_group", s->topk_group);
+    synth_write_number(file, "moe_layer_freq", 1);
+    fprintf(file,
+            "  \"norm_topk_prob\": %s,\n  \"scoring_func\": \"%s\",\n  \"topk_method\": \"%s\",\n"
+            "  \"routed_scaling_factor\": %s,\n",
+            v3 ? "true" : "false", v3 ? "sigmoid" : "softmax", v3 ? "noaux_tc" : "greedy",
+            v3 ? "2.5" : "1.0");
+}
+
+static void write_deepseek(FILE *file, const synth_shape *s) {
+    const bool v3 = s->family == SYNTH_V3;
+    const char *mscale = v3 ? "1.0" : "0.707";
+    fprintf(file, "  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\",\n",
+            v3 ? "DeepseekV3ForCausalLM" : "DeepseekV2ForCausalLM",
+            v3 ? "deepseek_v3" : "deepseek_v2");
+    synth_write_number(file, "first_k_dense_replace", s->first_k_dense_replace);
+    write_experts(file, s);
+    synth_write_number(file, "num_key_value_heads", s->num_attention_heads);
     if (s->q_lora_rank)
-        write_number(file, "q_lora_rank", s->q_lora_rank);
+        synth_write_number(file, "q_lora_rank", s->q_lora_rank);
     else
         fputs("  \"q_lora_rank\": null,\n", file);
-    write_number(file, "kv_lora_rank", s->kv_lora_rank);
-    write_number(file, "qk_nope_head_dim", s->qk_nope_head_dim);
-    write_number(file, "qk_rope_head_dim", s->qk_rope_head_dim);
-    write_number(file, "v_head_dim", s->v_head_dim);
-    write_number(file, "moe_layer_freq", 1);
-    write_number(file, "max_position_embeddings", 163840);
+    synth_write_number(file, "kv_lora_rank", s->kv_lora_rank);
+    synth_write_number(file, "qk_nope_head_dim", s->qk_nope_head_dim);
+    synth_write_number(file, "qk_rope_head_dim", s->qk_rope_head_dim);
+    synth_write_number(file, "v_head_dim", s->v_head_dim);
+    synth_write_number(file, "max_position_embeddings", 163840);
+    if (s->mtp) synth_write_number(file, "num_nextn_predict_layers", 1);
     fprintf(file,
-            "  \"attention_bias\": false,\n  \"bos_token_id\": 0,\n  \"eos_token_id\": 1,\n"
-            "  \"hidden_act\": \"silu\",\n  \"norm_topk_prob\": %s,\n"
-            "  \"scoring_func\": \"%s\",\n  \"topk_method\": \"%s\",\n"
-            "  \"routed_scaling_factor\": %s,\n  \"rms_norm_eps\": 1e-06,\n"
-            "  \"rope_theta\": 10000,\n  \"tie_word_embeddings\": false,\n"
-            "  \"torch_dtype\": \"bfloat16\",\n",
-            s->v3 ? "true" : "false", s->v3 ? "sigmoid" : "softmax", s->v3 ? "noaux_tc" : "greedy",
-            s->v3 ? "2.5" : "1.0");
-    if (form->config) fprintf(file, "  \"quantization_config\": %s,\n", form->config);
-    const char *mscale = s->v3 ? "1.0" : "0.707";
-    fprintf(file,
+            "  \"attention_bias\": false,\n  \"rms_norm_eps\": 1e-06,\n  \"rope_theta\": 10000,\n"
             "  \"rope_scaling\": {\"beta_fast\": 32, \"beta_slow\": 1, \"factor\": 40, "
             "\"mscale\": %s, \"mscale_all_dim\": %s, "
-            "\"original_max_position_embeddings\": 4096, \"type\": \"yarn\"}\n}\n",
+            "\"original_max_position_embeddings\": 4096, \"type\": \"yarn\"},\n",
             mscale, mscale);
+}
+
+void synth_write_config(FILE *file, const synth_shape *s, const synth_form *form) {
+    fputs("{\n", file);
+    if (synth_is_dense(s))
+        synth_write_dense(file, s);
+    else
+        write_deepseek(file, s);
+    synth_write_number(file, "hidden_size", s->hidden_size);
+    synth_write_number(file, "num_hidden_layers", s->num_hidden_layers);
+    synth_write_number(file, "vocab_size", s->vocab_size);
+    synth_write_number(file, "intermediate_size", s->intermediate_size);
+    synth_write_number(file, "num_attention_heads", s->num_attention_heads);
+    synth_write_number(file, "bos_token_id", s->bos_token_id);
+    synth_write_number(file, "eos_token_id", s->eos_token_id);
+    if (form->config) fprintf(file, "  \"quantization_config\": %s,\n", form->config);
+    fputs("  \"hidden_act\": \"silu\",\n  \"tie_word_embeddings\": false,\n"
+          "  \"torch_dtype\": \"bfloat16\"\n}\n",
+          file);
 }

@@ -44,7 +44,7 @@ static int32_t answer(const char *path) {
     dsi_engine *engine = NULL;
     dsi_session *session = NULL;
     int32_t tokens[12], token = -1;
-    for (int i = 0; i < 12; i++) tokens[i] = 7 + 301 * i;
+    for (int i = 0; i < 12; i++) tokens[i] = 7 + 41 * i;
     dsi_status status = dsi_model_open(path, NULL, &model);
     if (status == DSI_OK) status = dsi_engine_open(model, &options, &engine);
     if (status == DSI_OK) status = dsi_session_open(engine, NULL, &session);
@@ -67,6 +67,54 @@ static void test_every_form_opens_and_answers(void **state) {
         snprintf(path, sizeof path, "%s/%s", folder, forms[i]);
         snprintf(options, sizeof options, "--dtype %s --out %s", forms[i], path);
         synth(options);
+        assert_in_range(answer(path), 0, 4095);
+    }
+}
+
+/* The published sizes of the R1-Distill models, to the parameter; holes in place of weights. */
+static void test_distills_have_their_published_sizes(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        uint64_t n_params, n_active; /* of the embeddings one row is read */
+    } distills[] = {
+        {"qwen-1.5b", 1777088000, 1543715840},  {"qwen-7b", 7615616512, 7070622720},
+        {"qwen-14b", 14770033664, 13991471104}, {"qwen-32b", 32763876352, 31985313792},
+        {"llama-8b", 8030261248, 7504928768},   {"llama-70b", 70553706496, 69503041536},
+    };
+    for (size_t i = 0; i < sizeof distills / sizeof distills[0]; i++) {
+        char words[256], path[128];
+        snprintf(path, sizeof path, "%s/hollow-%s", folder, distills[i].name);
+        snprintf(words, sizeof words, "synth --hollow --preset r1-distill-%s --out %s",
+                 distills[i].name, path);
+        cli_result r = bench(0, words);
+        if (r.code != 0) fail_msg("%s: exit code %d: %s", words, r.code, r.err);
+        cli_result_free(&r);
+        dsi_model *model = NULL;
+        dsi_model_info info = {.struct_size = sizeof info};
+        if (dsi_model_open(path, NULL, &model) != DSI_OK)
+            fail_msg("%s: %s", path, dsi_last_error(NULL));
+        assert_int_equal(dsi_model_get_info(model, &info), DSI_OK);
+        assert_int_equal(info.n_params_total, distills[i].n_params);
+        assert_int_equal(info.n_params_active, distills[i].n_active);
+        dsi_model_close(model);
+    }
+}
+
+/* Real layers, few of them and with a small vocabulary, run; and so does a block that drafts. */
+static void test_cut_presets_run(void **state) {
+    (void)state;
+    static const char *const cuts[] = {"r1-distill-qwen-1.5b --layers 1 --vocab 512",
+                                       "r1-distill-llama-8b --layers 1 --dtype int4 "
+                                       "--vocab 512",
+                                       "tiny --layers 2 --mtp --dtype int8"};
+    for (size_t i = 0; i < sizeof cuts / sizeof cuts[0]; i++) {
+        char words[256], path[128];
+        snprintf(path, sizeof path, "%s/cut-%zu", folder, i);
+        snprintf(words, sizeof words, "synth --preset %s --out %s", cuts[i], path);
+        cli_result r = bench(0, words);
+        if (r.code != 0) fail_msg("%s: exit code %d: %s", words, r.code, r.err);
+        cli_result_free(&r);
         assert_in_range(answer(path), 0, 4095);
     }
 }
@@ -282,6 +330,10 @@ static void test_mistakes(void **state) {
         {"synth --out x --dtype no", 2, "there are fp8, bf16, int8"},
         {"synth --out x --gguf no", 2, "there are q8_0, q4_0, q4_k, bf16"},
         {"synth --out x --seed -1", 2, "--seed is \"-1\""},
+        {"synth --out x --layers 5", 2, "preset v3-slice has 4 layers and 8192 tokens"},
+        {"synth --out x --vocab 8193", 2, "ask for fewer"},
+        {"synth --out x --preset v2-lite-half --mtp", 2, "only V3's shapes have a block that"},
+        {"synth --out x --preset r1-distill-qwen-7b --gguf q8_0", 2, "let dsinfer quantize make"},
         {"synth --preset tiny --out /proc/x", 3, "cannot create the folder /proc/x"},
         {"synth --preset tiny --gguf q8_0 --out /proc/x.gguf", 3, "cannot create /proc/x.gguf"},
         {"model", 2, "needs -m DIR"},
@@ -358,6 +410,8 @@ int main(void) {
     temp_folder(folder);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_form_opens_and_answers),
+        cmocka_unit_test(test_distills_have_their_published_sizes),
+        cmocka_unit_test(test_cut_presets_run),
         cmocka_unit_test(test_same_seed_same_bytes_whatever_the_threads),
         cmocka_unit_test(test_the_reader_decodes_as_gguf_py_does),
         cmocka_unit_test(test_gguf_holds_the_weights),
