@@ -211,8 +211,8 @@ static void add(count *c, const dsi_weight *w, double active_share) {
     bytes += (uint64_t)(w->scale_rows * w->scale_columns) * dsi_dtype_bytes(w->scale_dtype);
     c->params += params;
     c->bytes += bytes;
-    c->active += (uint64_t)((double)params * active_share);
-    c->active_bytes += (uint64_t)((double)bytes * active_share);
+    c->active += (uint64_t)((double)params * active_share + 0.5);
+    c->active_bytes += (uint64_t)((double)bytes * active_share + 0.5);
 }
 static void add_mlp(count *c, const dsi_mlp_weights *mlp, double active_share) {
     add(c, &mlp->gate_proj, active_share);
