@@ -302,8 +302,8 @@ static dsi_status windowed_piece(const dsi_tokenizer *tokenizer, dsi_bpe_source 
     return DSI_OK;
 }
 
-dsi_status dsi_bpe_piece(const dsi_tokenizer *tokenizer, dsi_bpe_source *source, size_t begin,
-                         size_t end, dsi_bpe_work *work, dsi_bpe_out *out, dsi_error *error) {
+static dsi_status whole_piece(const dsi_tokenizer *tokenizer, dsi_bpe_source *source, size_t begin,
+                              size_t end, dsi_bpe_work *work, dsi_bpe_out *out, dsi_error *error) {
     if (source->valid_end <= begin) source->valid_end = find_valid_end(source, begin);
     if (end > source->valid_end || end - begin > DSI_BPE_SMALL_BYTES)
         return windowed_piece(tokenizer, source, begin, end, work, out, error);
@@ -315,4 +315,32 @@ dsi_status dsi_bpe_piece(const dsi_tokenizer *tokenizer, dsi_bpe_source *source,
                         begin);
     put_all(out, work->tokens, n_tokens);
     return DSI_OK;
+}
+
+/* Where the next character begins that has no tokens, at `at` or behind it; *n_bytes: its length.
+ */
+static size_t find_lacking(const dsi_tokenizer *tokenizer, const dsi_bpe_source *source, size_t at,
+                           size_t end, size_t *n_bytes) {
+    while (at < end) {
+        dsi_utf8_step step = dsi_utf8_next(source->text + at, source->n_bytes - at);
+        *n_bytes = step.n_bytes;
+        /* continuation bytes are in every vocabulary; what is broken becomes U+FFFD */
+        if (step.kind == DSI_UTF8_CHARACTER && tokenizer->lacking[source->text[at]]) return at;
+        at += step.n_bytes;
+    }
+    return end;
+}
+
+dsi_status dsi_bpe_piece(const dsi_tokenizer *tokenizer, dsi_bpe_source *source, size_t begin,
+                         size_t end, dsi_bpe_work *work, dsi_bpe_out *out, dsi_error *error) {
+    if (!tokenizer->lacks_bytes)
+        return whole_piece(tokenizer, source, begin, end, work, out, error);
+    dsi_status status = DSI_OK;
+    for (size_t n_bytes = 0; begin < end && status == DSI_OK; begin += n_bytes) {
+        size_t stop = find_lacking(tokenizer, source, begin, end, &n_bytes);
+        if (stop > begin) status = whole_piece(tokenizer, source, begin, stop, work, out, error);
+        if (stop == end) break;
+        begin = stop;
+    }
+    return status;
 }

@@ -34,7 +34,9 @@ struct dsi_tokenizer {
     uint32_t n_tokens;
     uint32_t max_token_bytes; /* of the tokens that BPE can produce */
     uint32_t window_bytes;
-    uint64_t *pairs; /* hash of (left, right) to rank; 0 is empty */
+    bool lacks_bytes;     /* some vocabularies have no token for rare bytes: see tokenizer_load.c */
+    uint8_t lacking[256]; /* 1: no token */
+    uint64_t *pairs;      /* hash of (left, right) to rank; 0 is empty */
     uint64_t pair_mask;
     uint64_t pair_seed;
     dsi_trie vocabulary;  /* tokens that BPE can produce */

@@ -230,6 +230,14 @@ done:
     return status;
 }
 
+/* Vocabularies may lack control characters and the bytes that begin characters of the planes 4 to
+ * 16, which hold no letters (SmolLM2's does): text without tokens is left out, as by the reference
+ * implementations. Any other byte must be there. */
+static bool may_lack(uint32_t byte) {
+    bool control = byte < 0x20 && byte != '\t' && byte != '\n' && byte != '\r';
+    return control || byte == 0x7F || byte >= 0xF1;
+}
+
 static dsi_status load_vocabulary(loader *l, uint32_t parent) {
     uint32_t n_entries = 0;
     for (uint32_t key = parent + 1; key < l->json.nodes[parent].end;
@@ -237,16 +245,21 @@ static dsi_status load_vocabulary(loader *l, uint32_t parent) {
         dsi_status status = add_vocabulary_entry(l, key, &n_entries);
         if (status != DSI_OK) return status;
     }
-    dsi_trie *trie = &l->tokenizer->vocabulary;
+    dsi_tokenizer *t = l->tokenizer;
+    dsi_trie *trie = &t->vocabulary;
     dsi_status status = build_trie(l, trie, n_entries);
     if (status != DSI_OK) return status;
-    for (uint32_t byte = 0; byte < 256; byte++)
-        if (!never_in_utf8(byte) &&
-            (trie->root[byte] == 0 || dsi_trie_value(trie, trie->root[byte]) < 0))
+    for (uint32_t byte = 0; byte < 256; byte++) {
+        if (trie->root[byte] && dsi_trie_value(trie, trie->root[byte]) >= 0) continue;
+        if (never_in_utf8(byte)) continue;
+        if (!may_lack(byte))
             return dsi_fail(l->error, DSI_E_FORMAT,
                             "the vocabulary has no token for byte 0x%02X; byte-level BPE needs all "
-                            "243 that occur in UTF-8",
+                            "that occur in UTF-8, but for control characters and 0xF1 to 0xF4",
                             byte);
+        t->lacking[byte] = 1;
+        t->lacks_bytes = true;
+    }
     return DSI_OK;
 }
 
