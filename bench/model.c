@@ -184,9 +184,9 @@ static dsi_status finish_decode(model_run *r, model_side *side, model_row *row, 
     if (batch > 1 && r->info.n_routed_experts)
         status =
             model_count_experts(r, side, batch, n < 16 ? n : 16, &row->experts, &row->n_bytes_step);
-    double cached = (double)batch * (row->depth + 1 + n / 2.0);
+    double cached = row->depth + 1 + n / 2.0;
     row->gbs = (double)row->n_bytes_step / row->p50 / 1e9;
-    row->kv_gbs = cached * (double)model_kv_bytes(side) / row->p50 / 1e9;
+    row->kv_gbs = batch * model_kv_bytes(side, cached) / row->p50 / 1e9;
     return status;
 }
 

@@ -59,8 +59,9 @@ dsi_status model_fill(model_run *r, model_side *side, uint32_t index, uint32_t d
  * experts of each step and layer: *experts is the mean, *bytes what a step read of weights. */
 dsi_status model_count_experts(model_run *r, model_side *side, uint32_t batch, uint32_t n_steps,
                                double *experts, uint64_t *bytes);
-/* Bytes of the KV cache of one token, as the engine stores it. */
-uint64_t model_kv_bytes(const model_side *side);
+/* Bytes of the KV cache that a row with n_cached rows before it reads, as the engine stores them:
+ * with an indexer all of its keys, and the latents of those tokens that it chooses. */
+double model_kv_bytes(const model_side *side, double n_cached);
 /* Parameters of the head, which a prompt needs for its last row only. */
 uint64_t model_head_params(const model_run *r);
 

@@ -33,13 +33,15 @@ dsi_status model_drain(model_side *side, uint32_t n_sessions, const char *what) 
 /* ---- Context --------------------------------------------------------------------------------- */
 
 static dsi_status copy_page(dsi_engine *e, int32_t from, int32_t to) {
-    uint64_t n = dsi_kv_page_bytes(e);
     dsi_status status = DSI_OK;
-    for (uint32_t l = 0; status == DSI_OK && l < e->model->config.n_layers; l++) {
-        uint64_t layer = dsi_kv_layer(e, l).offset;
-        status = e->backend->read(e->stream, e->rows.page, e->kv, layer + (uint64_t)from * n, n);
+    for (uint32_t i = 0; status == DSI_OK && i < dsi_kv_areas(e); i++) {
+        const dsi_tensor area = dsi_kv_area(e, i);
+        const uint64_t n = dsi_kv_page_bytes(&area);
+        status =
+            e->backend->read(e->stream, e->rows.page, e->kv, area.offset + (uint64_t)from * n, n);
         if (status == DSI_OK)
-            status = e->backend->write(e->stream, e->kv, layer + (uint64_t)to * n, e->rows.page, n);
+            status = e->backend->write(e->stream, e->kv, area.offset + (uint64_t)to * n,
+                                       e->rows.page, n);
     }
     return status;
 }
@@ -86,9 +88,14 @@ dsi_status model_fill(model_run *r, model_side *side, uint32_t index, uint32_t d
 
 /* ---- What a step reads ----------------------------------------------------------------------- */
 
-uint64_t model_kv_bytes(const model_side *side) {
+double model_kv_bytes(const model_side *side, double n_cached) {
     const dsi_engine *e = side->engine;
-    return dsi_kv_page_bytes(e) * e->model->config.n_layers / DSI_PAGE_ROWS;
+    const dsi_config *c = &e->model->config;
+    const dsi_tensor area = dsi_kv_layer(e, 0);
+    const double latents = (double)dsi_kv_page_bytes(&area) / DSI_PAGE_ROWS * c->n_layers;
+    const double keys = (double)dsi_kv_row_bytes(e, c->n_layers) - latents;
+    const bool chooses = c->arch->indexer && n_cached > c->index_topk;
+    return (chooses ? c->index_topk : n_cached) * latents + (chooses ? n_cached * keys : 0);
 }
 
 uint64_t model_head_params(const model_run *r) {

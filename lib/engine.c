@@ -83,6 +83,15 @@ static dsi_status choose_kv_cache(dsi_engine *e) {
                     KV_CACHE_NAMES[wanted]);
 }
 
+static dsi_status check_indexer(dsi_engine *e) {
+    const uint32_t dim = e->model->config.index_head_dim;
+    if (e->options.indexer == DSI_INDEXER_PLAIN || (dim & (dim - 1)) == 0) return DSI_OK;
+    return dsi_fail(&e->handle.error, DSI_E_UNSUPPORTED,
+                    "indexer fp8: a Hadamard transform needs a power of two, index_head_dim of %s "
+                    "is %u; use indexer plain",
+                    e->model->checkpoint.dir, dim);
+}
+
 static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *options) {
     dsi_engine_options *o = &e->options;
     const dsi_config *c = &e->model->config;
@@ -109,7 +118,8 @@ static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *optio
                   {"pin", o->pin, 0, DSI_PIN_OFF},
                   {"weights", o->weights, 0, DSI_WEIGHTS_COPY},
                   {"kv_cache", o->kv_cache, 0, DSI_KV_CACHE_INT8},
-                  {"draft_tokens", o->draft_tokens, 0, DSI_MAX_DRAFTS}};
+                  {"draft_tokens", o->draft_tokens, 0, DSI_MAX_DRAFTS},
+                  {"indexer", o->indexer, 0, DSI_INDEXER_FP8}};
     for (size_t i = 0; st == DSI_OK && i < sizeof ranges / sizeof ranges[0]; i++)
         st = check_range(e, ranges[i].name, ranges[i].value, ranges[i].low, ranges[i].high);
     if (st == DSI_OK && o->gemm != DSI_GEMM_AUTO && o->mode == DSI_MODE_EXACT)
@@ -121,6 +131,7 @@ static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *optio
     if (st == DSI_OK) st = check_activations(e);
     if (st == DSI_OK) st = choose_kv_cache(e);
     if (st == DSI_OK) st = check_drafts(e);
+    if (st == DSI_OK) st = check_indexer(e);
     e->max_pages = (uint32_t)dsi_ceil_div(o->max_context, DSI_PAGE_ROWS);
     e->n_pages = (uint32_t)dsi_ceil_div(o->kv_tokens, DSI_PAGE_ROWS);
     return st;
@@ -163,9 +174,8 @@ static void describe(dsi_engine *e) {
 
 /* Bytes of the KV pool, all layers; false if that overflows. */
 static bool kv_bytes(const dsi_engine *e, uint64_t *bytes) {
-    uint64_t n = (uint64_t)e->kv_columns * dsi_dtype_bytes(e->kv_dtype);
-    return dsi_mul_ok(n, (uint64_t)e->n_pages * DSI_PAGE_ROWS, &n) &&
-           dsi_mul_ok(n, e->n_kv_layers, bytes);
+    const uint64_t row = dsi_kv_row_bytes(e, e->n_kv_layers);
+    return dsi_mul_ok(row, (uint64_t)e->n_pages * DSI_PAGE_ROWS, bytes);
 }
 
 /* Elements of the largest tensor that a tap or check_layers looks at. */
@@ -287,8 +297,8 @@ static dsi_status allocate_rows(dsi_engine *e) {
     r->mtp_rows = dsi_sys_calloc(n, sizeof *r->mtp_rows);
     r->page_table = dsi_sys_calloc(sessions * e->max_pages, sizeof *r->page_table);
     r->head_logits = dsi_sys_calloc(sessions, e->model->config.vocab_size * sizeof(float));
-    r->zero_page = dsi_sys_calloc(1, dsi_kv_page_bytes(e));
-    r->page = dsi_sys_calloc(1, dsi_kv_page_bytes(e));
+    r->zero_page = dsi_sys_calloc(1, dsi_kv_largest_page(e));
+    r->page = dsi_sys_calloc(1, dsi_kv_largest_page(e));
     r->broken = dsi_sys_calloc(sessions, sizeof *r->broken);
     e->free_pages = dsi_sys_calloc(e->n_pages, sizeof *e->free_pages);
     e->page_holders = dsi_sys_calloc(e->n_pages, sizeof *e->page_holders);

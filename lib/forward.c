@@ -24,6 +24,7 @@ typedef struct walk {
     int32_t layer;            /* -1 outside the layers */
     const int32_t *head_rows; /* the head: which rows of the batch it works on; else NULL */
     bool any_absorbed, any_expanded;
+    bool any_selected;   /* a row attends to fewer tokens than there are */
     bool is_draft;       /* the MTP block: what is not finite there spoils a draft, no answer */
     const char *product; /* the name of the op that comes next, where its kind does not say it */
     dsi_status status;
@@ -118,7 +119,7 @@ typedef struct product {
     const dsi_tensor *weight, *bias;
     dsi_tensor *y;
 } product;
-enum { MAX_PRODUCTS = 3 };
+enum { MAX_PRODUCTS = 4 };
 
 /* Several products of the same x; add: y += instead of y =. */
 static void linears(walk *w, const dsi_tensor *x, const product *products, uint32_t n, bool add) {
@@ -139,14 +140,17 @@ static void linear(walk *w, const char *name, const dsi_tensor *x, const dsi_ten
                    dsi_tensor *y, bool add) {
     linears(w, x, &(product){name, weight, NULL, y}, 1, add);
 }
-/* Rotates columns [first, first + dim) of each of n_heads heads that are `width` columns apart. */
-static void rope(walk *w, const dsi_tensor *x, int64_t first, int64_t dim, int64_t n_heads,
-                 int64_t width) {
-    dsi_attr_rope attr = {sizeof attr, w->config->rope_interleaved, w->e->rope_factor};
+/* Columns [first, first + dim) of each of n_heads heads that are `width` columns apart. */
+static dsi_tensor heads_of(const dsi_tensor *x, int64_t first, int64_t dim, int64_t n_heads,
+                           int64_t width) {
     dsi_tensor view = columns(x, first, dim);
     view.n_dims = 3;
     view.ne[1] = n_heads, view.ne[2] = x->ne[1];
     view.stride[1] = width, view.stride[2] = x->stride[1];
+    return view;
+}
+static void rope(walk *w, dsi_tensor view, bool interleaved) {
+    dsi_attr_rope attr = {sizeof attr, interleaved, w->e->rope_factor};
     submit(w, DSI_OP_ROPE, (const dsi_tensor *[]){&w->t.positions, &w->e->placed.inv_freq}, 2,
            (dsi_tensor *[]){&view}, 1, &attr);
 }
@@ -164,6 +168,7 @@ static void kv_write(walk *w, const dsi_tensor *src, dsi_tensor *pages, uint32_t
 /* Absorbed rows read latents only; expanded rows get keys and values made per page. Which row takes
  * which form was decided when its prompt was sealed (session.c). */
 static void mla_attend(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
+    const bool selects = w->any_selected && l->index_wk.ne[0];
     const dsi_config *c = w->config;
     dsi_attr_mla attr = {sizeof attr,   c->n_heads,      c->qk_nope_head_dim, c->qk_rope_head_dim,
                          c->v_head_dim, c->kv_lora_rank, w->e->softmax_scale, 0,
@@ -174,7 +179,8 @@ static void mla_attend(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
     if (w->any_absorbed) {
         submit(w, DSI_OP_MLA_ABSORB_Q, (const dsi_tensor *[]){&w->t.q, keys}, 2,
                (dsi_tensor *[]){&w->t.q_absorbed}, 1, &attr);
-        submit(w, DSI_OP_MLA_ATTEND, (const dsi_tensor *[]){&w->t.q_absorbed, pages}, 2,
+        submit(w, DSI_OP_MLA_ATTEND,
+               (const dsi_tensor *[]){&w->t.q_absorbed, pages, &w->t.selected}, selects ? 3 : 2,
                (dsi_tensor *[]){&w->t.o_latent}, 1, &attr);
         submit(w, DSI_OP_MLA_ABSORB_V, (const dsi_tensor *[]){&w->t.o_latent, values}, 2,
                (dsi_tensor *[]){&w->t.attention}, 1, &attr);
@@ -184,26 +190,72 @@ static void mla_attend(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
                halves ? 4 : 3, (dsi_tensor *[]){&w->t.attention}, 1, &attr);
 }
 
+/* DeepSeek-V3.2: a key of every row goes to the indexer's own cache; rows with more tokens before
+ * them than index_topk choose those that they attend to. Heads begin with the rotated columns, and
+ * these pair with the ones half a rope away, unlike MLA's. */
+static void choose_tokens(walk *w, const dsi_placed_layer *l, uint32_t index) {
+    const dsi_config *c = w->config;
+    dsi_scratch *t = &w->t;
+    const int64_t dim = c->index_head_dim, heads = c->index_n_heads;
+    const bool rounds = w->e->options.indexer == DSI_INDEXER_FP8;
+    dsi_tensor pages = dsi_index_layer(w->e, index);
+    dsi_attr_norm norm = {sizeof norm, 1e-6f};
+    dsi_attr_index attr = {sizeof attr, 1, c->index_head_dim, 0, &w->batch};
+    submit(w, DSI_OP_LAYER_NORM,
+           (const dsi_tensor *[]){&t->index_k, &l->index_k_norm, &l->index_k_norm_bias}, 3,
+           (dsi_tensor *[]){&t->index_k}, 1, &norm);
+    tap(w, "self_attn.indexer.k_norm", &t->index_k);
+    rope(w, heads_of(&t->index_k, 0, c->qk_rope_head_dim, 1, 0), false);
+    if (rounds)
+        submit(w, DSI_OP_INDEX_ROUND, (const dsi_tensor *[]){&t->index_k}, 1,
+               (dsi_tensor *[]){&t->index_k}, 1, &attr);
+    kv_write(w, &t->index_k, &pages, 1, c->index_head_dim);
+    if (!w->any_selected) return;
+    attr.n_heads = c->index_n_heads;
+    rope(w, heads_of(&t->index_q, 0, c->qk_rope_head_dim, heads, dim), false);
+    if (rounds)
+        submit(w, DSI_OP_INDEX_ROUND, (const dsi_tensor *[]){&t->index_q}, 1,
+               (dsi_tensor *[]){&t->index_q}, 1, &attr);
+    submit(w, DSI_OP_INDEX_TOPK, (const dsi_tensor *[]){&t->index_q, &t->index_weights, &pages}, 3,
+           (dsi_tensor *[]){&t->selected}, 1, &attr);
+}
+
+/* What is made of the normed row: the compressed query (or the query), latents, and of the indexer
+ * its key and, if they are wanted, the weights of its heads; then the queries of both. */
+static void project_mla(walk *w, const dsi_placed_layer *l) {
+    dsi_scratch *t = &w->t;
+    const bool indexed = l->index_wk.ne[0] != 0;
+    product kv_a = {"self_attn.kv_a_proj_with_mqa", &l->kv_a_proj_with_mqa, NULL, &t->kv};
+    product q = {"self_attn.q_proj", &l->q_proj, NULL, &t->q};
+    product q_a = {"self_attn.q_a_proj", &l->q_a_proj, NULL, &t->q_a};
+    product q_b = {"self_attn.q_b_proj", &l->q_b_proj, NULL, &t->q};
+    product wq_b = {"self_attn.indexer.wq_b", &l->index_wq_b, NULL, &t->index_q};
+    product wk = {"self_attn.indexer.wk", &l->index_wk, NULL, &t->index_k};
+    product weights = {"self_attn.indexer.weights_proj", &l->index_weights_proj, NULL,
+                       &t->index_weights};
+    if (!w->config->q_lora_rank) {
+        linears(w, &t->normed, (product[]){q, kv_a}, 2, false);
+        return;
+    }
+    const uint32_t n = !indexed ? 2 : w->any_selected ? 4 : 3;
+    linears(w, &t->normed, (product[]){q_a, kv_a, wk, weights}, n, false);
+    rms_norm(w, "self_attn.q_a_layernorm", &t->q_a, &l->q_a_layernorm, &t->q_a_normed);
+    linears(w, &t->q_a_normed, (product[]){q_b, wq_b}, n == 4 ? 2 : 1, false);
+}
+
 static void mla(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
     const dsi_config *c = w->config;
     dsi_scratch *t = &w->t;
-    product kv_a = {"self_attn.kv_a_proj_with_mqa", &l->kv_a_proj_with_mqa, NULL, &t->kv};
-    if (c->q_lora_rank) {
-        product q_a = {"self_attn.q_a_proj", &l->q_a_proj, NULL, &t->q_a};
-        linears(w, &t->normed, (product[]){q_a, kv_a}, 2, false);
-        rms_norm(w, "self_attn.q_a_layernorm", &t->q_a, &l->q_a_layernorm, &t->q_a_normed);
-        linear(w, "self_attn.q_b_proj", &t->q_a_normed, &l->q_b_proj, &t->q, false);
-    } else {
-        product q = {"self_attn.q_proj", &l->q_proj, NULL, &t->q};
-        linears(w, &t->normed, (product[]){q, kv_a}, 2, false);
-    }
+    project_mla(w, l);
     /* the norm covers the latent only, not the rope columns behind it */
     dsi_tensor latent = columns(&t->kv, 0, c->kv_lora_rank);
     rms_norm(w, "self_attn.kv_a_layernorm", &latent, &l->kv_a_layernorm, &latent);
     int64_t q_dim = c->qk_nope_head_dim + c->qk_rope_head_dim;
-    rope(w, &t->q, c->qk_nope_head_dim, c->qk_rope_head_dim, c->n_heads, q_dim);
-    rope(w, &t->kv, c->kv_lora_rank, c->qk_rope_head_dim, 1, 0);
+    rope(w, heads_of(&t->q, c->qk_nope_head_dim, c->qk_rope_head_dim, c->n_heads, q_dim),
+         c->rope_interleaved);
+    rope(w, heads_of(&t->kv, c->kv_lora_rank, c->qk_rope_head_dim, 1, 0), c->rope_interleaved);
     kv_write(w, &t->kv, pages, 1, c->kv_lora_rank);
+    if (l->index_wk.ne[0]) choose_tokens(w, l, (uint32_t)w->layer);
     mla_attend(w, l, pages);
     tap(w, "self_attn", &t->attention);
     linear(w, "self_attn.o_proj", &t->attention, &l->o_proj, &t->hidden, true);
@@ -218,8 +270,8 @@ static void gqa(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
                      {"self_attn.k_proj", &l->k_proj, &l->k_bias, &k},
                      {"self_attn.v_proj", &l->v_proj, &l->v_bias, &v}};
     linears(w, &t->normed, qkv, 3, false);
-    rope(w, &t->q, 0, c->head_dim, c->n_heads, c->head_dim);
-    rope(w, &k, 0, c->head_dim, c->n_kv_heads, c->head_dim);
+    rope(w, heads_of(&t->q, 0, c->head_dim, c->n_heads, c->head_dim), c->rope_interleaved);
+    rope(w, heads_of(&k, 0, c->head_dim, c->n_kv_heads, c->head_dim), c->rope_interleaved);
     kv_write(w, &t->kv, pages, 2 * c->n_kv_heads, c->head_dim);
     dsi_attr_gqa attr = {sizeof attr,         c->n_heads, c->n_kv_heads, c->head_dim,
                          w->e->softmax_scale, 0,          &w->batch};
@@ -338,7 +390,8 @@ static walk start(dsi_engine *e, dsi_forward_mode mode, int64_t n, int64_t n_hea
                          &w.t.normed,     &w.t.q_a,           &w.t.q_a_normed, &w.t.q,
                          &w.t.kv,         &w.t.q_absorbed,    &w.t.o_latent,   &w.t.attention,
                          &w.t.ffn_hidden, &w.t.router_logits, &w.t.expert_ids, &w.t.expert_weights,
-                         &w.t.mtp_hidden, &w.t.mtp_concat};
+                         &w.t.mtp_hidden, &w.t.mtp_concat,    &w.t.index_q,    &w.t.index_k,
+                         &w.t.selected,   &w.t.index_weights};
     dsi_tensor *head[] = {&w.t.head_rows, &w.t.head_hidden, &w.t.head_normed, &w.t.logits,
                           &w.t.mtp_rows};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) cut(&w, all[i], n);
@@ -348,7 +401,9 @@ static walk start(dsi_engine *e, dsi_forward_mode mode, int64_t n, int64_t n_hea
                           e->max_pages,   r->seq,       r->position,
                           r->expanded,    r->page_table};
     w.any_absorbed = w.any_expanded = mode == DSI_FORWARD_PLAN;
+    w.any_selected = mode == DSI_FORWARD_PLAN && dsi_selects(e);
     for (int64_t i = 0; mode == DSI_FORWARD_RUN && i < n; i++) {
+        w.any_selected |= dsi_selects(e) && r->position[i] >= (int32_t)w.config->index_topk;
         w.any_expanded |= r->expanded[i] != 0;
         w.any_absorbed |= r->expanded[i] == 0;
     }

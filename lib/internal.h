@@ -65,8 +65,10 @@ typedef struct dsi_placed_layer {
     dsi_tensor input_layernorm, post_attention_layernorm;
     dsi_tensor q_proj, q_a_proj, q_a_layernorm, q_b_proj;
     dsi_tensor kv_a_proj_with_mqa, kv_a_layernorm, kv_b_proj, o_proj;
-    dsi_tensor k_b_proj, v_b_proj;                     /* instead of kv_b_proj: dsi_layer_weights */
-    dsi_tensor k_proj, v_proj, q_bias, k_bias, v_bias; /* ne[0] = 0: absent */
+    dsi_tensor k_b_proj, v_b_proj; /* instead of kv_b_proj: dsi_layer_weights */
+    dsi_tensor index_wq_b, index_wk, index_weights_proj; /* ne[0] = 0: absent, here and below */
+    dsi_tensor index_k_norm, index_k_norm_bias;
+    dsi_tensor k_proj, v_proj, q_bias, k_bias, v_bias;
     dsi_tensor gate, e_score_correction_bias;
     dsi_tensor mlp[3];   /* dense layers: gate, up, down */
     dsi_tensor *experts; /* gate, up, down of every expert, then of the shared one */
@@ -103,6 +105,8 @@ typedef struct dsi_scratch {
     dsi_tensor kv;                                  /* F32 [kv_lora + rope], or k then v */
     dsi_tensor q_absorbed, o_latent;                /* act */
     dsi_tensor attention;                           /* act [heads * v] */
+    dsi_tensor index_q, index_k;                    /* F32 [index heads * dim], F32 [dim] */
+    dsi_tensor index_weights, selected;             /* F32 [index heads], I32 [index_topk] */
     dsi_tensor ffn_hidden;                          /* act [intermediate] */
     dsi_tensor router_logits, expert_ids, expert_weights;
     dsi_tensor head_hidden, head_normed, logits; /* [max_sessions] rows */
@@ -159,8 +163,9 @@ struct dsi_engine {
     dsi_memory_plan plan;
     dsi_step_rows rows;
     dsi_buf *kv;
-    int64_t kv_columns; /* elements of one cached row, padded to 64 bytes; bytes if of 8 bits */
-    dsi_dtype kv_dtype; /* act, or E4M3 or I8: rows of 8 bits */
+    int64_t kv_columns;    /* elements of one cached row, padded to 64 bytes; bytes if of 8 bits */
+    dsi_dtype kv_dtype;    /* act, or E4M3 or I8: rows of 8 bits */
+    int64_t index_columns; /* act elements of a cached key of the indexer; 0: there is none */
     uint32_t n_pages, n_free_pages, max_pages;
     int32_t *free_pages;
     uint32_t *page_holders; /* [n_pages] sessions that hold a page */
@@ -185,14 +190,32 @@ void dsi_engine_release(dsi_engine *engine);
 dsi_status dsi_place_weights(dsi_engine *engine, bool dry_run);
 void dsi_unplace_weights(dsi_engine *engine);
 
+/* May there be rows that attend to fewer tokens than there are (DeepSeek-V3.2)? */
+static inline bool dsi_selects(const dsi_engine *engine) {
+    const dsi_config *c = &engine->model->config;
+    return c->arch->indexer && engine->options.max_context > c->index_topk;
+}
 /* Shapes of the scratch tensors and bytes they need (scratch.c). */
 void dsi_scratch_layout(dsi_engine *engine);
-/* Bytes of one page of one layer. */
-static inline uint64_t dsi_kv_page_bytes(const dsi_engine *engine) {
-    return (uint64_t)engine->kv_columns * DSI_PAGE_ROWS * dsi_dtype_bytes(engine->kv_dtype);
+/* Cached rows lie in areas of one buffer, each [n_pages * 64][columns]: the latents, or keys and
+ * values, of each of n_kv_layers layers; behind them, with an indexer, its keys of each layer. */
+static inline uint32_t dsi_kv_areas(const dsi_engine *engine) {
+    return engine->n_kv_layers * (engine->index_columns ? 2 : 1);
 }
-/* The KV tensor of one layer: [n_pages * 64][kv_columns]. */
-dsi_tensor dsi_kv_layer(const dsi_engine *engine, uint32_t layer);
+dsi_tensor dsi_kv_area(const dsi_engine *engine, uint32_t area);
+static inline dsi_tensor dsi_kv_layer(const dsi_engine *engine, uint32_t layer) {
+    return dsi_kv_area(engine, layer);
+}
+static inline dsi_tensor dsi_index_layer(const dsi_engine *engine, uint32_t layer) {
+    return dsi_kv_area(engine, engine->n_kv_layers + layer);
+}
+/* Bytes of one page of one area; the most of any. */
+static inline uint64_t dsi_kv_page_bytes(const dsi_tensor *area) {
+    return (uint64_t)area->stride[1] * DSI_PAGE_ROWS * dsi_dtype_bytes(area->dtype);
+}
+uint64_t dsi_kv_largest_page(const dsi_engine *engine);
+/* Bytes of one cached row in all areas of n_layers layers. */
+uint64_t dsi_kv_row_bytes(const dsi_engine *engine, uint32_t n_layers);
 
 /* ---- Forward (forward.c)
  * ----------------------------------------------------------------------------- */

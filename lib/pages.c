@@ -8,9 +8,9 @@ static dsi_status fail_device(dsi_engine *e, dsi_error *error, dsi_status st) {
     return dsi_fail(error, st, "KV pages: %s", e->backend->last_error(e->dev));
 }
 
-/* Where `page` of `layer` lies in the pool. */
-static uint64_t page_offset(const dsi_engine *e, uint32_t layer, int32_t page) {
-    return dsi_kv_layer(e, layer).offset + (uint64_t)page * dsi_kv_page_bytes(e);
+/* Where `page` of an area lies in the pool. */
+static uint64_t page_offset(const dsi_tensor *area, int32_t page) {
+    return area->offset + (uint64_t)page * dsi_kv_page_bytes(area);
 }
 
 /* The caller has made sure that a page is free. */
@@ -23,19 +23,22 @@ static int32_t take_page(dsi_engine *e) {
 /* One tenant never sees another's latents. */
 static void let_go(dsi_engine *e, int32_t page) {
     if (--e->page_holders[page]) return;
-    for (uint32_t l = 0; l < e->n_kv_layers; l++)
-        e->backend->write(e->stream, e->kv, page_offset(e, l, page), e->rows.zero_page,
-                          dsi_kv_page_bytes(e));
+    for (uint32_t i = 0; i < dsi_kv_areas(e); i++) {
+        const dsi_tensor area = dsi_kv_area(e, i);
+        e->backend->write(e->stream, e->kv, page_offset(&area, page), e->rows.zero_page,
+                          dsi_kv_page_bytes(&area));
+    }
     e->free_pages[e->n_free_pages++] = page;
 }
 
 static dsi_status copy_page(dsi_engine *e, int32_t from, int32_t to, dsi_error *error) {
-    uint64_t bytes = dsi_kv_page_bytes(e);
     dsi_status st = DSI_OK;
-    for (uint32_t l = 0; st == DSI_OK && l < e->n_kv_layers; l++) {
-        st = e->backend->read(e->stream, e->rows.page, e->kv, page_offset(e, l, from), bytes);
+    for (uint32_t i = 0; st == DSI_OK && i < dsi_kv_areas(e); i++) {
+        const dsi_tensor area = dsi_kv_area(e, i);
+        const uint64_t bytes = dsi_kv_page_bytes(&area);
+        st = e->backend->read(e->stream, e->rows.page, e->kv, page_offset(&area, from), bytes);
         if (st == DSI_OK)
-            st = e->backend->write(e->stream, e->kv, page_offset(e, l, to), e->rows.page, bytes);
+            st = e->backend->write(e->stream, e->kv, page_offset(&area, to), e->rows.page, bytes);
     }
     return st == DSI_OK ? st : fail_device(e, error, st);
 }

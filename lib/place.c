@@ -128,6 +128,9 @@ static dsi_status place_layer(placer *p, const dsi_layer_weights *l, dsi_placed_
                     {&l->k_b_proj, &to->k_b_proj},
                     {&l->v_b_proj, &to->v_b_proj},
                     {&l->o_proj, &to->o_proj},
+                    {&l->index_wq_b, &to->index_wq_b},
+                    {&l->index_wk, &to->index_wk},
+                    {&l->index_weights_proj, &to->index_weights_proj},
                     {&l->k_proj, &to->k_proj},
                     {&l->v_proj, &to->v_proj},
                     {&l->gate, &to->gate}};
@@ -138,6 +141,8 @@ static dsi_status place_layer(placer *p, const dsi_layer_weights *l, dsi_placed_
                    {&l->post_attention_layernorm, &to->post_attention_layernorm},
                    {&l->q_a_layernorm, &to->q_a_layernorm},
                    {&l->kv_a_layernorm, &to->kv_a_layernorm},
+                   {&l->index_k_norm, &to->index_k_norm},
+                   {&l->index_k_norm_bias, &to->index_k_norm_bias},
                    {&l->q_bias, &to->q_bias},
                    {&l->k_bias, &to->k_bias},
                    {&l->v_bias, &to->v_bias},

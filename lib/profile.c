@@ -64,6 +64,17 @@ static uint64_t cache_bytes(const dsi_batch *b, const dsi_tensor *pages) {
     return n;
 }
 
+/* Rows that attend to top_k tokens of their own choice share none. */
+static uint64_t chosen_bytes(const dsi_batch *b, const dsi_tensor *pages, int64_t top_k) {
+    uint64_t n = 0, row = (uint64_t)pages->stride[1] * dsi_dtype_bytes(pages->dtype);
+    for (uint32_t r = 0; r < b->n_rows; r++)
+        if (b->position[r] >= top_k)
+            n += (uint64_t)top_k * row;
+        else if (r + 1 == b->n_rows || b->seq[r + 1] != b->seq[r] || b->position[r + 1] >= top_k)
+            n += (uint64_t)(b->position[r] + 1) * row;
+    return n;
+}
+
 static uint64_t op_bytes(dsi_engine *e, const dsi_op *op) {
     const dsi_attr_mla *mla = op->attr;
     const dsi_attr_gqa *gqa = op->attr;
@@ -83,7 +94,10 @@ static uint64_t op_bytes(dsi_engine *e, const dsi_op *op) {
         return matrix_bytes(op->in[1]) * mla->v_head_dim /
                (mla->qk_nope_head_dim + mla->v_head_dim);
     case DSI_OP_MLA_ATTEND:
-        return cache_bytes(mla->batch, op->in[1]);
+        return op->n_in == 3 ? chosen_bytes(mla->batch, op->in[1], op->in[2]->ne[0])
+                             : cache_bytes(mla->batch, op->in[1]);
+    case DSI_OP_INDEX_TOPK:
+        return cache_bytes(((const dsi_attr_index *)op->attr)->batch, op->in[2]);
     case DSI_OP_MLA_EXPAND_ATTEND:
         return matrix_bytes(op->in[1]) + cache_bytes(mla->batch, op->in[2]);
     case DSI_OP_GQA_ATTEND:

@@ -33,6 +33,15 @@ static void take_mla(dsi_engine *e, int64_t rows) {
                         ? padded(latent)
                         : dsi_kv_row_of(1, c->kv_lora_rank, c->qk_rope_head_dim).n_bytes;
 }
+static void take_indexer(dsi_engine *e, int64_t rows) {
+    dsi_scratch *s = &e->scratch;
+    const dsi_config *c = &e->model->config;
+    e->index_columns = c->arch->indexer ? padded(c->index_head_dim) : 0;
+    take(s, &s->index_q, DSI_DTYPE_F32, rows, (int64_t)c->index_n_heads * c->index_head_dim);
+    take(s, &s->index_k, DSI_DTYPE_F32, rows, c->index_head_dim);
+    take(s, &s->index_weights, DSI_DTYPE_F32, rows, c->index_n_heads);
+    take(s, &s->selected, DSI_DTYPE_I32, rows, dsi_selects(e) ? c->index_topk : 0);
+}
 static void take_gqa(dsi_engine *e, int64_t rows) {
     dsi_scratch *s = &e->scratch;
     const dsi_config *c = &e->model->config;
@@ -62,6 +71,7 @@ void dsi_scratch_layout(dsi_engine *e) {
         take_mla(e, rows);
     else
         take_gqa(e, rows);
+    take_indexer(e, rows);
     take(s, &s->ffn_hidden, e->act, rows, c->intermediate_size);
     take(s, &s->router_logits, DSI_DTYPE_F32, rows, c->n_routed_experts);
     take(s, &s->expert_ids, DSI_DTYPE_I32, rows, c->n_experts_per_token);
@@ -75,14 +85,30 @@ void dsi_scratch_layout(dsi_engine *e) {
     take(s, &s->mtp_concat, e->act, rows, 2 * (int64_t)c->hidden_size);
 }
 
-dsi_tensor dsi_kv_layer(const dsi_engine *e, uint32_t layer) {
-    int64_t rows = (int64_t)e->n_pages * DSI_PAGE_ROWS;
+dsi_tensor dsi_kv_area(const dsi_engine *e, uint32_t area) {
+    const int64_t rows = (int64_t)e->n_pages * DSI_PAGE_ROWS;
+    const bool index = area >= e->n_kv_layers;
+    const dsi_dtype dtype = index ? e->act : e->kv_dtype;
+    const int64_t columns = index ? e->index_columns : e->kv_columns;
+    const uint64_t bytes = (uint64_t)(rows * columns) * dsi_dtype_bytes(dtype); /* of an area */
+    const uint64_t layers =
+        (uint64_t)(rows * e->kv_columns) * dsi_dtype_bytes(e->kv_dtype) * e->n_kv_layers;
     return (dsi_tensor){.struct_size = sizeof(dsi_tensor),
-                        .dtype = e->kv_dtype,
+                        .dtype = dtype,
                         .n_dims = 2,
-                        .ne = {e->kv_columns, rows},
-                        .stride = {1, e->kv_columns},
+                        .ne = {columns, rows},
+                        .stride = {1, columns},
                         .buf = e->kv,
-                        .offset = (uint64_t)layer * (uint64_t)(rows * e->kv_columns) *
-                                  dsi_dtype_bytes(e->kv_dtype)};
+                        .offset = index ? layers + (area - e->n_kv_layers) * bytes : area * bytes};
+}
+
+uint64_t dsi_kv_largest_page(const dsi_engine *e) {
+    const dsi_tensor first = dsi_kv_area(e, 0), last = dsi_kv_area(e, dsi_kv_areas(e) - 1);
+    const uint64_t a = dsi_kv_page_bytes(&first), b = dsi_kv_page_bytes(&last);
+    return a > b ? a : b;
+}
+
+uint64_t dsi_kv_row_bytes(const dsi_engine *e, uint32_t n_layers) {
+    return n_layers * ((uint64_t)e->kv_columns * dsi_dtype_bytes(e->kv_dtype) +
+                       (uint64_t)e->index_columns * dsi_dtype_bytes(e->act));
 }

@@ -45,7 +45,8 @@ enum head_word {
     HEAD_WORDS = SAMPLER + 10
 };
 
-enum { KV_SHIFT = 16, OPERANDS = 0xFFFF }; /* of the word DTYPE */
+enum { KV_SHIFT = 16, OPERANDS = 0xFFFF };  /* of the word DTYPE */
+enum { INDEXER_SHIFT = 16, FORM = 0xFFFF }; /* of the word ATTENTION */
 _Static_assert(HEAD_WORDS % 2 == 0, "parts are multiples of 8 bytes");
 
 /* A session's state on its way, in memory of its own. */
@@ -130,7 +131,8 @@ static uint64_t mix_config(uint64_t sum, const dsi_config *c) {
     sum = mix_bytes(sum, c->arch->model_type, strlen(c->arch->model_type));
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) sum = mix(sum, numbers[i]);
     for (size_t i = 0; i < sizeof reals / sizeof reals[0]; i++) sum = mix_double(sum, reals[i]);
-    return sum;
+    if (!c->arch->indexer) return sum;
+    return mix(mix(mix(sum, c->index_n_heads), c->index_head_dim), c->index_topk);
 }
 
 /* Configuration, table of tensors, sizes of the shards, and a sample of the weights themselves: 64
@@ -180,6 +182,7 @@ static void engine_words(const dsi_engine *e, uint32_t *head) {
                                                                    : e->act;
     if (e->kv_dtype != e->act) head[DTYPE] |= e->kv_dtype << KV_SHIFT;
     head[ATTENTION] = e->options.attention;
+    if (e->index_columns) head[ATTENTION] |= e->options.indexer << INDEXER_SHIFT;
     head[LAYERS] = e->model->config.n_layers;
     head[COLUMNS] = (uint32_t)e->kv_columns;
     head[VOCABULARY] = e->model->config.vocab_size;
@@ -254,32 +257,40 @@ static void carry_part(carrier *c, part_kind kind, void *data, uint64_t n_bytes)
     end_part(c, kind);
 }
 
-/* The first n_rows rows of every layer, page by page. Steps of other sessions go on in between;
- * this session's pages are written by nobody else. */
-static void carry_rows(carrier *c, uint32_t n_rows) {
+/* The first n_rows rows of one area, page by page. Steps of other sessions go on in between; this
+ * session's pages are written by nobody else. */
+static void carry_area(carrier *c, const dsi_tensor *area, uint32_t n_rows) {
     dsi_session *s = c->session;
     dsi_engine *e = s->engine;
-    uint64_t page_bytes = dsi_kv_page_bytes(e), row_bytes = page_bytes / DSI_PAGE_ROWS;
-    begin_part(c, ROWS, row_bytes * n_rows * e->model->config.n_layers);
-    for (uint32_t l = 0; l < e->model->config.n_layers; l++)
-        for (uint32_t first = 0; first < n_rows && c->status == DSI_OK; first += DSI_PAGE_ROWS) {
-            uint32_t n = n_rows - first < DSI_PAGE_ROWS ? n_rows - first : DSI_PAGE_ROWS;
-            uint64_t at =
-                dsi_kv_layer(e, l).offset + (uint64_t)s->pages[first / DSI_PAGE_ROWS] * page_bytes;
-            dsi_status st = DSI_OK;
-            if (!c->saving) carry(c, c->page, row_bytes * n);
-            if (c->status != DSI_OK) return;
-            pthread_mutex_lock(&e->lock);
-            if (c->saving)
-                st = e->backend->read(e->stream, c->page, e->kv, at, row_bytes * n);
-            else
-                st = e->backend->write(e->stream, e->kv, at, c->page, row_bytes * n);
-            pthread_mutex_unlock(&e->lock);
-            if (st != DSI_OK)
-                c->status =
-                    dsi_fail(&s->handle.error, st, "KV pages: %s", e->backend->last_error(e->dev));
-            if (c->saving) carry(c, c->page, row_bytes * n);
-        }
+    uint64_t page_bytes = dsi_kv_page_bytes(area), row_bytes = page_bytes / DSI_PAGE_ROWS;
+    for (uint32_t first = 0; first < n_rows && c->status == DSI_OK; first += DSI_PAGE_ROWS) {
+        uint32_t n = n_rows - first < DSI_PAGE_ROWS ? n_rows - first : DSI_PAGE_ROWS;
+        uint64_t at = area->offset + (uint64_t)s->pages[first / DSI_PAGE_ROWS] * page_bytes;
+        dsi_status st = DSI_OK;
+        if (!c->saving) carry(c, c->page, row_bytes * n);
+        if (c->status != DSI_OK) return;
+        pthread_mutex_lock(&e->lock);
+        if (c->saving)
+            st = e->backend->read(e->stream, c->page, e->kv, at, row_bytes * n);
+        else
+            st = e->backend->write(e->stream, e->kv, at, c->page, row_bytes * n);
+        pthread_mutex_unlock(&e->lock);
+        if (st != DSI_OK)
+            c->status =
+                dsi_fail(&s->handle.error, st, "KV pages: %s", e->backend->last_error(e->dev));
+        if (c->saving) carry(c, c->page, row_bytes * n);
+    }
+}
+/* Those of every layer: the latents, or keys and values; behind them the keys of the indexer. */
+static void carry_rows(carrier *c, uint32_t n_rows) {
+    const dsi_engine *e = c->session->engine;
+    const uint32_t n_layers = e->model->config.n_layers;
+    begin_part(c, ROWS, dsi_kv_row_bytes(e, n_layers) * n_rows);
+    for (uint32_t i = 0; i < dsi_kv_areas(e) / e->n_kv_layers * n_layers; i++) {
+        const uint32_t layer = i % n_layers, index = i / n_layers;
+        const dsi_tensor area = dsi_kv_area(e, index * e->n_kv_layers + layer);
+        carry_area(c, &area, n_rows);
+    }
     end_part(c, ROWS);
 }
 
@@ -318,7 +329,7 @@ static dsi_status open_carrier(carrier *c, dsi_session *s, bool saving, const ch
     dsi_error *error = &s->handle.error;
     *c = (carrier){.session = s, .saving = saving, .path = path};
     c->writer.fd = c->reader.fd = -1;
-    c->page = dsi_sys_calloc(1, dsi_kv_page_bytes(s->engine));
+    c->page = dsi_sys_calloc(1, dsi_kv_largest_page(s->engine));
     if (saving) c->buffer = dsi_sys_calloc(1, BUFFER_BYTES);
     if (!c->page || (saving && !c->buffer))
         return dsi_fail(error, DSI_E_NOMEM, "no memory to save or restore a session");
@@ -396,6 +407,11 @@ static const char *attention_name(uint32_t attention) {
     return attention <= DSI_ATTENTION_EXPANDED ? names[attention] : "?";
 }
 
+static const char *indexer_name(uint32_t attention_word) {
+    const uint32_t indexer = attention_word >> INDEXER_SHIFT;
+    return indexer == DSI_INDEXER_PLAIN ? "plain" : indexer == DSI_INDEXER_FP8 ? "fp8" : "?";
+}
+
 static const char *kv_cache_name(uint32_t dtype_word) {
     switch (dtype_word >> KV_SHIFT) {
     case 0:
@@ -431,9 +447,12 @@ static dsi_status check_engine(const carrier *c, const image *m) {
     memcpy(there, head + KERNELS, 32);
     memcpy(here, own + KERNELS, 32);
     if (memcmp(there, here, sizeof here) != 0) return other_engine(c, "kernels", there, here);
+    const uint32_t form = head[ATTENTION] & FORM, own_form = own[ATTENTION] & FORM;
+    if (form != own_form)
+        return other_engine(c, "attention", attention_name(form), attention_name(own_form));
     if (head[ATTENTION] != own[ATTENTION])
-        return other_engine(c, "attention", attention_name(head[ATTENTION]),
-                            attention_name(own[ATTENTION]));
+        return other_engine(c, "indexer", indexer_name(head[ATTENTION]),
+                            indexer_name(own[ATTENTION]));
     return DSI_OK;
 }
 
@@ -460,10 +479,10 @@ static void check_numbers(carrier *c, const image *m) {
 /* The bytes that follow from HEAD are those of the file. */
 static void check_size(carrier *c, const image *m) {
     const dsi_engine *e = c->session->engine;
-    uint64_t n = m->head[TOTAL], row_bytes = dsi_kv_page_bytes(e) / DSI_PAGE_ROWS;
+    uint64_t n = m->head[TOTAL], row_bytes = dsi_kv_row_bytes(e, m->head[LAYERS]);
     uint64_t data = padded(n * sizeof *m->tokens) + padded(n) + padded(n_forms(m)) +
                     padded((uint64_t)m->head[HAS_LOGITS] * m->head[VOCABULARY] * sizeof(float)) +
-                    row_bytes * m->head[COMPUTED] * m->head[LAYERS];
+                    row_bytes * m->head[COMPUTED];
     uint64_t size = 16 + sizeof m->head + data + N_PARTS * 24ull + 8;
     if (c->status == DSI_OK && size != c->reader.n_bytes)
         c->status = dsi_fail(&c->session->handle.error, DSI_E_FORMAT,

@@ -39,7 +39,9 @@ static dsi_status check_sessions(dsi_engine *e, dsi_session *const *sessions, si
 
 /* Which form row `position` takes; the engine option may force one, for comparisons. */
 static uint8_t form_of(const dsi_session *s, uint32_t position) {
+    const dsi_config *c = &s->engine->model->config;
     if (s->engine->options.attention == DSI_ATTENTION_ABSORBED) return 0;
+    if (c->arch->indexer && position >= c->index_topk) return 0; /* it attends to a choice */
     if (s->engine->options.attention == DSI_ATTENTION_EXPANDED) return 1;
     return s->expanded[position / DSI_PROMPT_BLOCK];
 }

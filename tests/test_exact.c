@@ -141,6 +141,16 @@ static void test_exact_v3_fp8(void **state) {
     for (size_t i = 1; i < n; i++)
         check_model("tests/data/golden/v3-fp8", kernels[i], DSI_ACTIVATIONS_BF16, i == n - 1);
 }
+/* DeepSeek-V3.2: which tokens a row chooses is a matter of that row, in whatever step it is. */
+static void test_exact_v32(void **state) {
+    (void)state;
+    const char *kernels[KERNEL_SETS];
+    size_t n = kernel_sets(kernels);
+    for (size_t i = 1; i < n; i++)
+        check_model("tests/data/golden/v32", kernels[i], DSI_ACTIVATIONS_BF16, i == n - 1);
+    check_cache("tests/data/golden/v32", kernels[n - 1], DSI_ACTIVATIONS_BF16, DSI_KV_CACHE_FP8,
+                false);
+}
 /* Grouped-query attention keeps the same promise. */
 static void test_exact_qwen2(void **state) {
     (void)state;
@@ -205,7 +215,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_exact_v3_fp8),   cmocka_unit_test(test_exact_qwen2),
         cmocka_unit_test(test_exact_integers), cmocka_unit_test(test_exact_kv_cache),
-        cmocka_unit_test(test_exact_tiny_gov),
+        cmocka_unit_test(test_exact_tiny_gov), cmocka_unit_test(test_exact_v32),
     };
     return cmocka_run_group_tests_name("exact", tests, NULL, NULL);
 }

@@ -8,8 +8,8 @@
 
 #include <cmocka.h>
 
-static const char *const CASES[] = {"llama",  "qwen2",   "v2",     "v2-lite",
-                                    "v3-odd", "v3-bf16", "v3-fp8", "v3-yarn"};
+static const char *const CASES[] = {"llama",   "qwen2",  "v2",      "v2-lite", "v3-odd",
+                                    "v3-bf16", "v3-fp8", "v3-yarn", "v32"};
 enum { N_CASES = sizeof CASES / sizeof CASES[0] };
 
 typedef struct one_case {
@@ -91,6 +91,12 @@ static void check_f32(one_case *c, const char *kernels) {
     dsi_engine_close(e);
 }
 
+/* What the mean may be. Where little decides which tokens are attended to, or which experts are
+ * taken, roundings decide it otherwise, and a few rows of an untrained model make the mean. */
+static double most_mean_kl(const one_case *c, bool trained) {
+    return trained ? 5e-3 : strcmp(c->name, "v32") == 0 ? 1e-1 : 5e-2;
+}
+
 /* BF16 activations, the default; `ref` holds the reference kernels' logits once it has been run. */
 static void check_bf16(one_case *c, const char *kernels, float **ref, bool trained) {
     dsi_engine *e = engine_for(c, DSI_ACTIVATIONS_BF16, kernels);
@@ -111,7 +117,7 @@ static void check_bf16(one_case *c, const char *kernels, float **ref, bool train
     /* the mean of the trained model is made by a few tokens of the questions, whose experts the
      * roundings choose otherwise; its median has no such tokens */
     assert_true(d.median_kl <= (trained ? 1e-5 : 2e-3));
-    assert_true(d.mean_kl <= (trained ? 5e-3 : 5e-2));
+    assert_true(d.mean_kl <= most_mean_kl(c, trained));
     assert_true(d.top1 >= (trained ? 0.98 : 0.85));
     dsi_engine_close(e);
 }

@@ -165,10 +165,11 @@ static void check_case(const char *dir) {
 
 static void test_kernel_paths(void **state) {
     (void)state;
-    static const char *const dirs[] = {
-        "tests/data/golden/llama",   "tests/data/golden/qwen2",   "tests/data/golden/v2",
-        "tests/data/golden/v2-lite", "tests/data/golden/v3-odd",  "tests/data/golden/v3-bf16",
-        "tests/data/golden/v3-fp8",  "tests/data/golden/v3-yarn", "examples/models/tiny-gov"};
+    static const char *const dirs[] = {"tests/data/golden/llama",  "tests/data/golden/qwen2",
+                                       "tests/data/golden/v2",     "tests/data/golden/v2-lite",
+                                       "tests/data/golden/v3-odd", "tests/data/golden/v3-bf16",
+                                       "tests/data/golden/v3-fp8", "tests/data/golden/v3-yarn",
+                                       "tests/data/golden/v32",    "examples/models/tiny-gov"};
     for (size_t i = 0; i < sizeof dirs / sizeof dirs[0]; i++) check_case(dirs[i]);
     free(tape.bytes);
 }

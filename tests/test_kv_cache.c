@@ -160,6 +160,7 @@ static void test_snapshot(void **state) {
     snprintf(path, sizeof path, "%s/a.session", folder);
     check_snapshot("tests/data/golden/v3-fp8", path);
     check_snapshot("tests/data/golden/qwen2", path);
+    check_snapshot("tests/data/golden/v32", path);
     remove_folder(folder);
 }
 

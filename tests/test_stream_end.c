@@ -132,7 +132,7 @@ static void test_failure_of_one(void **state) {
     }
     while (!h[1].n[0] && !h[1].n[1]) hear_next(stream[1], &h[1]);
     pthread_mutex_lock(&e->lock);
-    uint64_t page = dsi_kv_page_bytes(e);
+    uint64_t page = dsi_kv_largest_page(e);
     uint8_t *poison = malloc(page);
     memset(poison, 0xFF, page);
     dsi_tensor kv = dsi_kv_layer(e, 0);

@@ -86,7 +86,7 @@ static void test_all_models_of_the_tree_bind(void **state) {
     (void)state;
     static const char *const folders[] = {
         GOLDEN "llama",   QWEN, GOLDEN "v2", LITE, GOLDEN "v3-bf16", V3, GOLDEN "v3-odd",
-        GOLDEN "v3-yarn", TINY};
+        GOLDEN "v3-yarn", TINY, GOLDEN "v32"};
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
         model m;
         dsi_error error;

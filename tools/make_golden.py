@@ -7,6 +7,10 @@ golden.safetensors with
   greedy [16] int32                            the greedy continuation
 FP8 cases store E4M3 weights with 128x128 multipliers. Their logits come from the dequantised
 weights, so an engine that also rounds activations differs by that rounding alone.
+V3.2 chooses tokens by scores of which several may be equal, zeros above all. torch.topk promises
+nothing then; here the lower position wins. Beside the logits of transformers' formula there are
+  logits_fp8 [96, vocab] f32                   with the Hadamard transform and the FP8 rounding of
+                                               DeepSeek's own code, which transformers leaves out
 
 usage: python make_golden.py OUT SEED [CASE ...]
 """
@@ -140,6 +144,7 @@ LLAMA = dict(
     rope_theta=500000.0,
     rope_scaling=LLAMA3_ROPE,
 )
+V32 = V3 | dict(index_topk=24, index_head_dim=64, index_n_heads=4)
 V3_YARN = V3 | dict(rope_scaling=yarn(8.0, 64), rope_theta=10000.0)
 
 # name: (class of transformers, configuration, how matrices are stored)
@@ -148,11 +153,51 @@ CASES = {
     "v3-fp8": ("DeepseekV3", V3, "fp8"),
     "v3-yarn": ("DeepseekV3", V3_YARN, "bf16"),
     "v3-odd": ("DeepseekV3", V3_ODD, "fp8"),
+    "v32": ("DeepseekV32", V32, "bf16"),
     "v2-lite": ("DeepseekV2", V2_LITE, "bf16"),
     "v2": ("DeepseekV2", V2, "bf16"),
     "qwen2": ("Qwen2", QWEN2, "bf16"),
     "llama": ("Llama", LLAMA, "bf16"),
 }
+
+
+def hadamard(x):
+    """Sylvester's transform of the last dimension, times its length^-0.5."""
+    n = x.shape[-1]
+    y, half = x, 1
+    while half < n:
+        y = y.view(*x.shape[:-1], n // (2 * half), 2, half)
+        a, b = y[..., 0, :], y[..., 1, :]
+        y, half = torch.stack((a + b, a - b), -2).view(x.shape), 2 * half
+    return y * n**-0.5
+
+
+def round_fp8(x):
+    """E4M3 with one multiplier for the last dimension, a power of two (act_quant, "ue8m0")."""
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-4) / 448
+    scale = torch.exp2(torch.ceil(torch.log2(scale)))
+    return (x / scale).to(torch.float8_e4m3fn).float() * scale
+
+
+def choose_tokens(fp8):
+    """A forward of transformers' DeepseekV32Indexer that says what equal scores mean."""
+    from transformers.models.deepseek_v32.modeling_deepseek_v32 import apply_rotary_pos_emb
+
+    def forward(self, hidden, q_resid, position, mask, position_ids=None, past_key_values=None):
+        rope, rest = self.qk_rope_head_dim, self.head_dim - self.qk_rope_head_dim
+        q = self.wq_b(q_resid).unflatten(-1, (self.n_heads, self.head_dim))
+        k = self.k_norm(self.wk(hidden)).unsqueeze(2)
+        (q_rot, q_pass), (k_rot, k_pass) = q.split([rope, rest], -1), k.split([rope, rest], -1)
+        q_rot, k_rot = apply_rotary_pos_emb(q_rot, k_rot, *position, unsqueeze_dim=2)
+        q, k = torch.cat([q_rot, q_pass], -1), torch.cat([k_rot, k_pass], -1).squeeze(2)
+        if fp8:
+            q, k = round_fp8(hadamard(q)), round_fp8(hadamard(k))
+        scores = (q @ k.transpose(-1, -2).unsqueeze(1)).relu()  # [1, rows, heads, cached]
+        scores = (self.weights_proj(hidden).unsqueeze(-2) @ scores).squeeze(-2) + mask
+        order = scores.sort(dim=-1, descending=True, stable=True).indices
+        return order[..., : min(self.index_topk, scores.shape[-1])].int()
+
+    return forward
 
 
 @torch.no_grad()
@@ -197,6 +242,13 @@ def f32_tensors(stored):
     return tensors
 
 
+def set_indexers(model, fp8):
+    """Every indexer of the model chooses by choose_tokens."""
+    for module in model.modules():
+        if type(module).__name__ == "DeepseekV32Indexer":
+            module.forward = choose_tokens(fp8).__get__(module)
+
+
 @torch.no_grad()
 def golden_values(model, vocab_size, rng):
     """Random tokens [96] behind the begin token, their logits [96, vocab], 16 greedy tokens."""
@@ -219,7 +271,7 @@ def write_config(path, kind, store):
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in ("transformers_version", "_attn_implementation", "num_nextn_predict_layers"):
         config.pop(key, None)
-    if kind == "DeepseekV3":
+    if kind in ("DeepseekV3", "DeepseekV32"):
         config.update(scoring_func="sigmoid", topk_method="noaux_tc")
     if kind == "DeepseekV2":
         config.update(scoring_func="softmax")
@@ -251,7 +303,13 @@ def make(name, out, seed):
         save_file(f32_tensors(stored), f"{plain}/model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(plain)
         reader = model_class.from_pretrained(plain, **F32_EAGER).eval()
+    set_indexers(reader, fp8=False)
     golden = golden_values(reader, config.vocab_size, rng)
+    if kind == "DeepseekV32":
+        set_indexers(reader, fp8=True)
+        ids = golden["tokens"].long().unsqueeze(0)
+        with torch.no_grad():
+            golden["logits_fp8"] = reader(ids, use_cache=False).logits[0].contiguous()
     save_file(golden, folder / "golden.safetensors")
     write_config(folder / "config.json", kind, store)
     entropy = torch.distributions.Categorical(logits=golden["logits"]).entropy().mean()

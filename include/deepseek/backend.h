@@ -64,7 +64,11 @@ typedef struct dsi_tensor {
     /* q F32 [R][heads][nope + rope], kv_b or k_b -> q' act [R][heads][kv_lora + rope] */          \
     /* (dsi_attr_mla) */                                                                           \
     X(DSI_OP_MLA_ABSORB_Q, 7)                                                                      \
-    /* q' act, pages act, batch -> o act [R][heads][kv_lora], absorbed rows only (dsi_attr_mla) */ \
+    /* q' act, pages act, batch -> o act [R][heads][kv_lora], absorbed rows only (dsi_attr_mla);   \
+     */                                                                                            \
+    /* with a third input, selected I32 [R][top_k] out of INDEX_TOPK, rows from position top_k on  \
+     */                                                                                            \
+    /* see the cached rows listed there alone */                                                   \
     X(DSI_OP_MLA_ATTEND, 8)                                                                        \
     /* o act [R][heads][kv_lora], kv_b or v_b -> y act [R][heads * v], absorbed rows */            \
     /* (dsi_attr_mla) */                                                                           \
@@ -84,7 +88,16 @@ typedef struct dsi_tensor {
     /* optional, for at most 16 rows: MOE_FFN with its router in one op (dsi_attr_moe_routed): */  \
     /* x act, router [experts][hidden], bias [experts] or NULL, then experts as in MOE_FFN */      \
     /* -> y F32 [R][hidden] += sum, logits F32 [R][experts], ids I32, weights F32 [R][top_k] */    \
-    X(DSI_OP_MOE_ROUTED, 15)
+    X(DSI_OP_MOE_ROUTED, 15)                                                                       \
+    /* DeepSeek-V3.2 alone, here and below */                                                      \
+    /* x F32 [R][n], weight [n], bias [n] -> y F32 [R][n] (dsi_attr_norm); y may be x */           \
+    X(DSI_OP_LAYER_NORM, 16)                                                                       \
+    /* x F32 [R][heads * dim] -> x: each head through a Hadamard transform times dim^-0.5, then */ \
+    /* rounded to E4M3 with multipliers that are powers of two (dsi_attr_index) */                 \
+    X(DSI_OP_INDEX_ROUND, 17)                                                                      \
+    /* q F32 [R][heads * dim], weights F32 [R][heads], pages act [.][64][dim], batch */            \
+    /* -> selected I32 [R][top_k] (dsi_attr_index); rows before position top_k are left alone */   \
+    X(DSI_OP_INDEX_TOPK, 18)
 
 typedef uint32_t dsi_op_kind;
 enum {
@@ -143,6 +156,16 @@ typedef struct dsi_attr_mla {
     uint32_t reserved;
     const dsi_batch *batch;
 } dsi_attr_mla;
+/* The indexer: which cached rows s the row t sees. score = sum_h weights[h] * relu(q[h] . k[s]), s
+ * <= position[t]; the top_k largest win, of equal ones the lower s; they are listed in ascending
+ * order. A NaN counts as the largest. (DeepSeek-V3.2-Exp, inference/model.py, Indexer; its positive
+ * factor head_dim^-0.5 n_heads^-0.5 does not change the order and is left out.) */
+typedef struct dsi_attr_index {
+    uint32_t struct_size;
+    uint32_t n_heads, head_dim;
+    uint32_t reserved;
+    const dsi_batch *batch;
+} dsi_attr_index;
 typedef struct dsi_attr_gqa {
     uint32_t struct_size;
     uint32_t n_heads, n_kv_heads, head_dim;

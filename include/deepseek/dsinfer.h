@@ -179,6 +179,12 @@ enum { DSI_KV_CACHE_BF16 = 0, DSI_KV_CACHE_FP8 = 1, DSI_KV_CACHE_INT8 = 2 };
  * Drafts beyond the first are drafted from drafts. */
 enum { DSI_MAX_DRAFTS = 4 };
 
+/* How the indexer of DeepSeek-V3.2, which chooses the index_topk tokens that a row attends to,
+ * keeps its queries and keys: PLAIN: as other operands; FP8: as DeepSeek's own code for GPUs does,
+ * through a Hadamard transform and rounded to E4M3 with scales that are powers of two, to choose
+ * what it would choose. Other models ignore it. */
+enum { DSI_INDEXER_PLAIN = 0, DSI_INDEXER_FP8 = 1 };
+
 typedef struct dsi_engine_options {
     uint32_t struct_size;
     uint32_t n_threads;    /* default 0: one per core, at most what the control group pays for */
@@ -199,7 +205,7 @@ typedef struct dsi_engine_options {
     uint32_t weights;      /* DSI_WEIGHTS_*; default AUTO */
     uint32_t kv_cache;     /* DSI_KV_CACHE_*; default BF16 */
     uint32_t draft_tokens; /* 0 to DSI_MAX_DRAFTS; default 0 */
-    uint32_t reserved;
+    uint32_t indexer;      /* DSI_INDEXER_*; default PLAIN */
 } dsi_engine_options;
 DSI_API void dsi_engine_options_init(dsi_engine_options *options);
 

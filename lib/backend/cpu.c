@@ -36,6 +36,9 @@ static const struct {
     {DSI_OP_MOE_FFN, "moe_ffn", dsi_cpu_moe_ffn_check, dsi_cpu_moe_ffn_run},
     {DSI_OP_GATHER_ROWS, "gather_rows", dsi_cpu_gather_rows_check, dsi_cpu_gather_rows_run},
     {DSI_OP_MOE_ROUTED, "moe_routed", dsi_cpu_moe_routed_check, dsi_cpu_moe_routed_run},
+    {DSI_OP_LAYER_NORM, "layer_norm", dsi_cpu_layer_norm_check, dsi_cpu_layer_norm_run},
+    {DSI_OP_INDEX_ROUND, "index_round", dsi_cpu_index_round_check, dsi_cpu_index_round_run},
+    {DSI_OP_INDEX_TOPK, "index_topk", dsi_cpu_index_topk_check, dsi_cpu_index_topk_run},
 };
 enum { N_OPS = sizeof OPS / sizeof OPS[0] };
 

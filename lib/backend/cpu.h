@@ -72,6 +72,9 @@ DSI_CPU_OP(moe_route)
 DSI_CPU_OP(moe_ffn)
 DSI_CPU_OP(gather_rows)
 DSI_CPU_OP(moe_routed)
+DSI_CPU_OP(layer_norm)
+DSI_CPU_OP(index_round)
+DSI_CPU_OP(index_topk)
 #undef DSI_CPU_OP
 
 /* ---- Helpers (cpu_tensor.c) */
@@ -99,8 +102,9 @@ bool dsi_cpu_weight_ok(const dsi_tensor *w);
 /* Columns that share a multiplier in records for these I8 or I4 weights. */
 int64_t dsi_cpu_a8_group(const dsi_tensor *w);
 
-/* k values of x, BF16 or F32, as E4M3 with multipliers of 128 columns keeps them (cpu_e4m3.c). */
-void dsi_cpu_round_e4m3(const dsi_dev *dev, const void *x, dsi_dtype dtype, float *y, int64_t k);
+/* k values of x, BF16 or F32, as E4M3 with multipliers of 128 columns keeps them; power_of_two: of
+ * the multipliers (cpu_e4m3.c). y may be x. */
+void dsi_cpu_round_e4m3(bool power_of_two, const void *x, dsi_dtype dtype, float *y, int64_t k);
 
 /* ---- Walking a batch */
 
@@ -116,6 +120,10 @@ static inline int64_t dsi_cpu_page_row(const dsi_batch *batch, int64_t r, int64_
 static inline int32_t dsi_cpu_visible_rows(const dsi_batch *batch, int64_t r, int64_t p) {
     int64_t n = (int64_t)batch->position[r] + 1 - p * DSI_PAGE_ROWS;
     return (int32_t)dsi_max_i64(0, dsi_min_i64(n, DSI_PAGE_ROWS));
+}
+/* Cached row p of the sequence of row r: its number. */
+static inline int64_t dsi_cpu_cached_row(const dsi_batch *batch, int64_t r, int64_t p) {
+    return dsi_cpu_page_row(batch, r, p / DSI_PAGE_ROWS) + p % DSI_PAGE_ROWS;
 }
 static inline dsi_attend_fn dsi_cpu_attend(const dsi_dev *dev, dsi_dtype kv_dtype) {
     return kv_dtype == DSI_DTYPE_F32 ? dev->kernels.attend_f32 : dev->kernels.attend_bf16;

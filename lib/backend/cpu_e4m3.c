@@ -22,13 +22,13 @@ static float scale_of(const float *x, int64_t n, bool power_of_two) {
     return ldexpf(1, fraction <= 0.5f ? exponent - 1 : exponent);
 }
 
-void dsi_cpu_round_e4m3(const dsi_dev *dev, const void *x, dsi_dtype dtype, float *y, int64_t k) {
+void dsi_cpu_round_e4m3(bool power_of_two, const void *x, dsi_dtype dtype, float *y, int64_t k) {
     for (int64_t at = 0; at < k; at += DSI_BLOCK) {
         int64_t n = dsi_min_i64(DSI_BLOCK, k - at);
         for (int64_t i = at; i < at + n; i++)
             y[i] =
                 dtype == DSI_DTYPE_F32 ? dsi_load_f32(x, i) : dsi_bf16_to_f32(dsi_load_u16(x, i));
-        float scale = scale_of(y + at, n, dev->power_of_two);
+        float scale = scale_of(y + at, n, power_of_two);
         for (int64_t i = at; i < at + n; i++)
             y[i] = dsi_e4m3_to_f32(dsi_f32_to_e4m3(y[i] / scale)) * scale;
     }

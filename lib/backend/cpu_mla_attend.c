@@ -1,5 +1,6 @@
 /* cpu_mla_attend.c: attention on latents, the absorbed form. All heads read the same rows, so a
- * page is read once for as many (row, head) pairs as a thread has.
+ * page is read once for as many (row, head) pairs as a thread has. Rows that chose what they attend
+ * to (DeepSeek-V3.2) see a context of top_k rows, which are gathered page by page.
  *
  * The context is cut at absolute multiples of SPLIT_ROWS. Each piece is an online softmax of its
  * own over its pages in ascending order; the pieces are merged in ascending order. So a row's
@@ -28,8 +29,10 @@ typedef struct attend_job {
     int64_t n_heads, width, kv_lora; /* width: kv_lora + rope */
     int64_t rows, heads;             /* of one task, at most */
     bool split;
-    dsi_kv_row row; /* of pages of 8 bits */
-    uint16_t *page; /* of those: this thread's page, decoded */
+    dsi_kv_row row;    /* of pages of 8 bits */
+    uint16_t *page;    /* of those: this thread's page, decoded */
+    int64_t top_k;     /* rows from this position on see the rows they chose; 0: none do */
+    uint8_t *gathered; /* of those: this thread's page of them, but for what is in `page` */
 } attend_job;
 
 /* Queries that are computed together: heads [h0, h1) of rows [r0, r1) of one sequence. Several rows
@@ -38,9 +41,17 @@ typedef struct task {
     int64_t r0, r1, h0, h1;
 } task;
 
+static bool is_sparse(const attend_job *job, int64_t row) {
+    return job->top_k && job->batch->position[row] >= job->top_k;
+}
+/* How many rows it sees. */
+static int64_t context_of(const attend_job *job, int64_t row) {
+    return is_sparse(job, row) ? job->top_k : (int64_t)job->batch->position[row] + 1;
+}
+
 static int64_t task_queries(const task *t) { return (t->r1 - t->r0) * (t->h1 - t->h0); }
 static int64_t task_last(const attend_job *job, const task *t) {
-    return job->batch->position[t->r1 - 1];
+    return context_of(job, t->r1 - 1) - 1;
 }
 
 /* The task behind *t; *t starts as zeros. */
@@ -53,7 +64,8 @@ static bool next_task(const attend_job *job, task *t) {
             ;
         if (t->r0 == b->n_rows) return false;
         for (t->r1 = t->r0 + 1; t->r1 < b->n_rows && t->r1 - t->r0 < job->rows &&
-                                b->seq[t->r1] == b->seq[t->r0] && !b->expanded[t->r1];)
+                                b->seq[t->r1] == b->seq[t->r0] && !b->expanded[t->r1] &&
+                                !is_sparse(job, t->r1);)
             t->r1++;
         t->h0 = 0;
     }
@@ -74,8 +86,14 @@ static sums take_sums(dsi_cpu_arena *arena, const attend_job *job, int64_t n) {
 typedef struct room {
     sums task, piece;
     uint16_t *page;      /* [64][kv_lora] of decoded latents, if they are of 8 bits */
+    uint8_t *gathered;   /* [64][width], with rows that choose */
     dsi_cpu_arena split; /* used + base: what the split needs begins there */
 } room;
+
+/* Rows begin at multiples of 64 bytes, and not all in the same sets of a cache. */
+static int64_t gathered_columns(const attend_job *job) {
+    return dsi_cpu_round_up(job->width, 32) + 32;
+}
 
 static room carve(const attend_job *job, uint8_t *base, uint32_t thread, uint64_t *total) {
     dsi_cpu_arena arena = {base, 0};
@@ -86,6 +104,9 @@ static room carve(const attend_job *job, uint8_t *base, uint32_t thread, uint64_
                   .piece = take_sums(&arena, job, QUERIES)};
         if (dsi_cpu_is_coded(job->run->op->in[1]->dtype))
             r.page = dsi_cpu_take(&arena, DSI_PAGE_ROWS * job->kv_lora * 2);
+        if (job->top_k)
+            r.gathered = dsi_cpu_take(&arena, DSI_PAGE_ROWS * gathered_columns(job) *
+                                                  dsi_dtype_bytes(job->run->op->in[0]->dtype));
         if (i == (int64_t)thread) own = r;
     }
     own.split = arena;
@@ -102,6 +123,7 @@ static attend_job job_of(const dsi_cpu_run *run) {
                         .n_heads = a->n_heads,
                         .width = (int64_t)a->kv_lora_rank + a->qk_rope_head_dim,
                         .kv_lora = a->kv_lora_rank,
+                        .top_k = run->op->n_in > 2 ? run->op->in[2]->ne[0] : 0,
                         .row = dsi_kv_row_of(1, a->kv_lora_rank, a->qk_rope_head_dim)};
 }
 
@@ -112,7 +134,8 @@ dsi_status dsi_cpu_mla_attend_check(dsi_dev *dev, const dsi_op *op, uint64_t *wo
     bool ok = dsi_cpu_is_act(q->dtype) && dsi_cpu_kv_act(pages->dtype) == q->dtype &&
               dsi_cpu_is_act(o->dtype) && q->ne[0] == job.n_heads * job.width &&
               pages->ne[0] >= (dsi_cpu_is_coded(pages->dtype) ? job.row.n_bytes : job.width) &&
-              o->ne[0] == job.n_heads * job.kv_lora;
+              o->ne[0] == job.n_heads * job.kv_lora &&
+              (op->n_in < 3 || (op->in[2]->dtype == DSI_DTYPE_I32 && job.top_k > 0));
     if (ok) carve(&job, NULL, 0, workspace);
     return dsi_cpu_require(dev, op, ok, "types or shapes of q', pages, o do not fit");
 }
@@ -131,6 +154,38 @@ static void use_page(const attend_job *job, int64_t first, int64_t n, dsi_attend
     a->k0 = a->v = job->page;
     a->k0_stride = a->v_stride = a->d0 = job->kv_lora;
     a->d1 = job->row.rest;
+}
+
+/* Page p of the rows that row `row` chose, n of them: copied one behind the other; latents of 8
+ * bits decoded. */
+static void gather_page(const attend_job *job, int64_t row, int64_t p, int64_t n,
+                        dsi_attend_args *a) {
+    const dsi_tensor *pages = job->run->op->in[1];
+    const int32_t *chosen = dsi_cpu_at(job->run->op->in[2], row, p * DSI_PAGE_ROWS);
+    const int64_t bytes = dsi_dtype_bytes(job->run->op->in[0]->dtype);
+    const int64_t columns = gathered_columns(job), width = job->page ? job->row.rest : job->width;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t cached = dsi_cpu_cached_row(job->batch, row, chosen[i]);
+        const uint8_t *from = dsi_cpu_at(pages, cached, 0);
+        if (job->page)
+            dsi_cpu_decode_rows(job->run->dev, &job->row, pages, cached, 1, 0,
+                                job->page + i * job->kv_lora, job->kv_lora);
+        memcpy(job->gathered + i * columns * bytes, from + (job->page ? job->row.tail : 0),
+               (size_t)(width * bytes));
+    }
+    a->k0 = a->v = job->gathered;
+    a->k0_stride = a->v_stride = columns;
+    if (!job->page) return;
+    a->k1 = job->gathered, a->k1_stride = columns;
+    a->k0 = a->v = job->page;
+    a->k0_stride = a->v_stride = a->d0 = job->kv_lora;
+    a->d1 = job->row.rest;
+}
+
+/* How many rows of page p of its context row `row` sees. */
+static int32_t visible(const attend_job *job, int64_t row, int64_t p) {
+    const int64_t n = context_of(job, row) - p * DSI_PAGE_ROWS;
+    return (int32_t)dsi_max_i64(0, dsi_min_i64(n, DSI_PAGE_ROWS));
 }
 
 /* Piece number `piece` of the context of a task. */
@@ -159,11 +214,14 @@ static void attend_piece(const attend_job *job, const task *t, int64_t piece, co
     dsi_attend_fn attend = dsi_cpu_attend(job->run->dev, q->dtype);
     const int64_t end = dsi_min_i64((piece + 1) * SPLIT_PAGES, last / DSI_PAGE_ROWS + 1);
     for (int64_t p = piece * SPLIT_PAGES; p < end; p++) {
-        for (int64_t i = 0; i < n; i++)
-            limit[i] = dsi_cpu_visible_rows(job->batch, t->r0 + i / n_heads, p);
-        use_page(job, dsi_cpu_page_row(job->batch, t->r0, p),
-                 dsi_min_i64(DSI_PAGE_ROWS, last + 1 - p * DSI_PAGE_ROWS), &a);
-        a.next_bytes = (p + 1) * DSI_PAGE_ROWS <= last ? page_bytes : 0;
+        const int64_t n_rows = dsi_min_i64(DSI_PAGE_ROWS, last + 1 - p * DSI_PAGE_ROWS);
+        const bool sparse = is_sparse(job, t->r0);
+        for (int64_t i = 0; i < n; i++) limit[i] = visible(job, t->r0 + i / n_heads, p);
+        if (sparse)
+            gather_page(job, t->r0, p, n_rows, &a);
+        else
+            use_page(job, dsi_cpu_page_row(job->batch, t->r0, p), n_rows, &a);
+        a.next_bytes = !sparse && (p + 1) * DSI_PAGE_ROWS <= last ? page_bytes : 0;
         if (a.next_bytes) a.next = dsi_cpu_at(pages, dsi_cpu_page_row(job->batch, t->r0, p + 1), 0);
         attend(&a);
     }
@@ -192,7 +250,7 @@ static void merge(const attend_job *job, const task *t, const sums *to, const su
     for (int64_t i = i0; i < i1; i++) {
         const int64_t row = t->r0 + i / (t->h1 - t->h0);
         /* a row that sees nothing of the piece must not notice it: -0 + 0 is 0 */
-        if (job->batch->position[row] >= piece * SPLIT_ROWS) merge_query(job, to, s, i);
+        if (context_of(job, row) > piece * SPLIT_ROWS) merge_query(job, to, s, i);
     }
 }
 
@@ -301,7 +359,7 @@ static void cut_tasks(attend_job *job, uint32_t n_threads) {
     for (int64_t r = 0; r < job->batch->n_rows; r++) {
         if (job->batch->expanded[r]) continue;
         n_rows++;
-        longest = dsi_max_i64(longest, job->batch->position[r]);
+        longest = dsi_max_i64(longest, context_of(job, r) - 1);
     }
     job->heads = dsi_min_i64(job->n_heads, QUERIES);
     job->rows = q->stride[1] == q->ne[0] ? dsi_max_i64(1, QUERIES / job->n_heads) : 1;
@@ -324,7 +382,7 @@ static void attend_rows(void *context, uint32_t thread, uint32_t n_threads) {
     attend_job job = job_of(context);
     uint64_t total;
     room own = carve(&job, job.run->workspace, thread, &total);
-    job.page = own.page;
+    job.page = own.page, job.gathered = own.gathered;
     cut_tasks(&job, n_threads);
     if (job.split)
         run_pieces(&job, &own, thread, n_threads);
@@ -335,7 +393,7 @@ void dsi_cpu_mla_attend_run(const dsi_cpu_run *run) {
     attend_job job = job_of(run);
     int64_t n_cached = 0; /* query-key pairs per head */
     for (int64_t r = 0; r < job.batch->n_rows; r++)
-        if (!job.batch->expanded[r]) n_cached += job.batch->position[r] + 1;
+        if (!job.batch->expanded[r]) n_cached += context_of(&job, r);
     dsi_cpu_parallel(run->dev, attend_rows, run,
                      n_cached * job.n_heads * (job.width + job.kv_lora));
 }

@@ -124,9 +124,9 @@ void dsi_cpu_operand_fill(const dsi_dev *dev, const dsi_cpu_operand *x, int64_t 
     dsi_quantize_fn quantize =
         x->dtype == DSI_DTYPE_BF16 ? dev->kernels.quantize_a8_bf16 : dev->kernels.quantize_a8_f32;
     for (int64_t r = r0; x->data[DSI_CPU_E4M3] && r < r1; r++)
-        dsi_cpu_round_e4m3(dev, x->data[DSI_CPU_PLAIN] + r * x->bytes[DSI_CPU_PLAIN], x->dtype,
-                           (float *)(void *)(x->data[DSI_CPU_E4M3] + r * x->bytes[DSI_CPU_E4M3]),
-                           x->k);
+        dsi_cpu_round_e4m3(
+            dev->power_of_two, x->data[DSI_CPU_PLAIN] + r * x->bytes[DSI_CPU_PLAIN], x->dtype,
+            (float *)(void *)(x->data[DSI_CPU_E4M3] + r * x->bytes[DSI_CPU_E4M3]), x->k);
     for (int form = DSI_CPU_A8_ROW; form <= DSI_CPU_A8_BLOCK; form++)
         for (int64_t r = r0; x->data[form] && r < r1; r++)
             quantize(x->data[DSI_CPU_PLAIN] + r * x->bytes[DSI_CPU_PLAIN],

@@ -4,7 +4,7 @@
 #include <string.h>
 
 /* Columns as in dsi_arch. Sources: the config.json and modelling code of each family on Hugging
- * Face; V3, R1 and V3.1 are one row, V2 and V2-Lite are one row. */
+ * Face; V3, R1 and V3.1 are one row, V2 and V2-Lite are one row, V3.2 and V3.2-Exp are one. */
 static const dsi_arch rows[] = {
     {.model_type = "deepseek_v2",
      .architecture = "DeepseekV2ForCausalLM",
@@ -22,6 +22,15 @@ static const dsi_arch rows[] = {
      .norm_topk_default = true,
      .scoring_default = "sigmoid",
      .topk_method_default = "noaux_tc"},
+    {.model_type = "deepseek_v32",
+     .architecture = "DeepseekV32ForCausalLM",
+     .attention = DSI_ATTENTION_MLA,
+     .moe = true,
+     .indexer = true,
+     .rope_interleaved = true,
+     .norm_topk_default = true,
+     .scoring_default = "sigmoid",
+     .topk_method_default = "noaux_tc"},
     {.model_type = "llama", .architecture = "LlamaForCausalLM", .attention = DSI_ATTENTION_GQA},
     {.model_type = "qwen2",
      .architecture = "Qwen2ForCausalLM",
@@ -33,8 +42,6 @@ static const dsi_arch rows[] = {
 static const struct {
     const char *model_type, *reason;
 } refused[] = {
-    {"deepseek_v32", "DeepSeek-V3.2 chooses the tokens it attends to with an indexer (sparse "
-                     "attention), which this version does not compute"},
     {"deepseek_v4", "DeepSeek-V4 has compressed attention, hyper-connections and FP4 experts, "
                     "which this version does not compute"},
     {"deepseek_v41", "DeepSeek-V4.1 has compressed attention, hyper-connections and n-gram memory, "
@@ -55,4 +62,4 @@ const char *dsi_arch_why_not(const char *model_type) {
     return NULL;
 }
 
-const char *dsi_arch_names(void) { return "deepseek_v2, deepseek_v3, llama, qwen2"; }
+const char *dsi_arch_names(void) { return "deepseek_v2, deepseek_v3, deepseek_v32, llama, qwen2"; }

@@ -75,7 +75,14 @@ dsi_status dsi_config_must_be(const dsi_config_reader *r, uint32_t parent, const
 
 /* ---- The table of whole numbers ------------------------------------------------------------- */
 
-enum { ALL = 0, MLA = 1, GQA = 2, MOE = 3, EXPERTS = 4 /* MOE rows with n_routed_experts > 0 */ };
+enum {
+    ALL = 0,
+    MLA = 1,
+    GQA = 2,
+    MOE = 3,
+    EXPERTS = 4, /* MOE rows with n_routed_experts > 0 */
+    INDEXER = 5
+};
 /* Instead of a default: the key must be there; it must be there, and null means 0; absent means
  * the number of heads. */
 enum { REQUIRED = -1, OR_NULL = -2, N_HEADS = -3 };
@@ -103,6 +110,9 @@ static const field fields[] = {
     F("qk_nope_head_dim", qk_nope_head_dim, 1, 1024, MLA, REQUIRED),
     F("qk_rope_head_dim", qk_rope_head_dim, 2, 1024, MLA, REQUIRED),
     F("v_head_dim", v_head_dim, 1, 1024, MLA, REQUIRED),
+    F("index_n_heads", index_n_heads, 1, 1024, INDEXER, REQUIRED),
+    F("index_head_dim", index_head_dim, 2, 1024, INDEXER, REQUIRED),
+    F("index_topk", index_topk, 1, 1 << 20, INDEXER, REQUIRED),
     F("n_routed_experts", n_routed_experts, 0, 1024, MOE, OR_NULL),
     F("n_shared_experts", n_shared_experts, 0, 64, EXPERTS, OR_NULL),
     F("num_experts_per_tok", n_experts_per_token, 1, 1024, EXPERTS, REQUIRED),
@@ -117,6 +127,7 @@ static const field fields[] = {
 static bool applies(const field *f, const dsi_config *c) {
     if (f->when == MLA) return c->arch->attention == DSI_ATTENTION_MLA;
     if (f->when == GQA) return c->arch->attention == DSI_ATTENTION_GQA;
+    if (f->when == INDEXER) return c->arch->indexer;
     if (f->when == MOE) return c->arch->moe;
     if (f->when == EXPERTS) return c->arch->moe && c->n_routed_experts > 0;
     return true;
@@ -196,10 +207,11 @@ static dsi_status check_layer_types(const dsi_config_reader *r, const dsi_config
     if (nodes[node].kind != DSI_JSON_ARRAY || nodes[node].n_items != c->n_layers)
         return dsi_config_bad(r, DSI_E_MODEL, "layer_types", node,
                               "it must be an array of num_hidden_layers = %u names", c->n_layers);
+    const char *only = c->arch->indexer ? "indexed_attention" : "full_attention";
     for (uint32_t i = node + 1; i < nodes[node].end; i = nodes[i].end) {
-        if (!dsi_json_string_is(r->json, i, "full_attention"))
+        if (!dsi_json_string_is(r->json, i, only))
             return dsi_config_bad(r, DSI_E_UNSUPPORTED, "layer_types", i,
-                                  "only \"full_attention\" is supported");
+                                  "only \"%s\" is supported for this model_type", only);
     }
     return DSI_OK;
 }
@@ -228,6 +240,20 @@ static dsi_status check_features(const dsi_config_reader *r, const dsi_config *c
 
 /* ---- Attention and router ------------------------------------------------------------------- */
 
+/* Its heads begin with the rotated columns; its queries are made from those of q_a_proj. */
+static dsi_status check_indexer(const dsi_config_reader *r, const dsi_config *c) {
+    if (!c->arch->indexer) return DSI_OK;
+    if (c->index_head_dim < c->qk_rope_head_dim)
+        return dsi_config_bad(
+            r, DSI_E_MODEL, "index_head_dim", dsi_config_get(r, 0, "index_head_dim"),
+            "qk_rope_head_dim, %u, of its columns are rotated", c->qk_rope_head_dim);
+    if (!c->q_lora_rank)
+        return dsi_config_bad(r, DSI_E_UNSUPPORTED, "q_lora_rank",
+                              dsi_config_get(r, 0, "q_lora_rank"),
+                              "the indexer reads the compressed query, it must be 1 or more");
+    return DSI_OK;
+}
+
 static dsi_status check_attention(const dsi_config_reader *r, dsi_config *c) {
     uint32_t kv_heads = dsi_config_get(r, 0, "num_key_value_heads");
     if (c->arch->attention == DSI_ATTENTION_MLA) {
@@ -244,7 +270,7 @@ static dsi_status check_attention(const dsi_config_reader *r, dsi_config *c) {
         if (node != DSI_JSON_NONE && (!dsi_json_u64(r->json, node, &stated) || stated != whole))
             return dsi_config_bad(r, DSI_E_MODEL, "qk_head_dim", node,
                                   "qk_nope_head_dim + qk_rope_head_dim is %u", whole);
-        return DSI_OK;
+        return check_indexer(r, c);
     }
     if (c->n_heads % c->n_kv_heads != 0)
         return dsi_config_bad(r, DSI_E_MODEL, "num_key_value_heads", kv_heads,

@@ -183,8 +183,14 @@ static void put_mla(writer *w) {
     bool v3 = is_v3(w), split = find(w, "attention.key_length_mla") != NULL;
     uint64_t rope = number(w, "rope.dimension_count", -1);
     uint64_t key = number(w, split ? "attention.key_length_mla" : "attention.key_length", -1);
-    put(w, "\"model_type\": \"deepseek_v%d\",\n", v3 ? 3 : 2);
+    const bool v32 = strcmp(w->arch, "deepseek32") == 0;
+    put(w, "\"model_type\": \"deepseek_v%d\",\n", v32 ? 32 : v3 ? 3 : 2);
     put_common(w);
+    if (v32) {
+        put_number(w, "index_n_heads", number(w, "attention.indexer.head_count", -1));
+        put_number(w, "index_head_dim", number(w, "attention.indexer.key_length", -1));
+        put_number(w, "index_topk", number(w, "attention.indexer.top_k", -1));
+    }
     if (find(w, "attention.q_lora_rank"))
         put_number(w, "q_lora_rank", number(w, "attention.q_lora_rank", -1));
     else
@@ -215,7 +221,10 @@ dsi_status dsi_gguf_config_text_of(const dsi_checkpoint *checkpoint, dsi_gguf_co
                                    dsi_error *error) {
     static const struct {
         const char *gguf, *model_type;
-    } archs[] = {{"deepseek2", "deepseek"}, {"llama", "llama"}, {"qwen2", "qwen2"}};
+    } archs[] = {{"deepseek2", "deepseek"},
+                 {"deepseek32", "deepseek_v32"},
+                 {"llama", "llama"},
+                 {"qwen2", "qwen2"}};
     writer w = {
         .checkpoint = checkpoint, .gguf = &checkpoint->gguf[0], .text = text, .error = error};
     *text = (dsi_gguf_config_text){0};
@@ -227,11 +236,11 @@ dsi_status dsi_gguf_config_text_of(const dsi_checkpoint *checkpoint, dsi_gguf_co
     dsi_gguf_text(arch, &name, &n_bytes);
     if (!w.arch)
         return dsi_fail(error, DSI_E_UNSUPPORTED,
-                        "%s: general.architecture is \"%.*s\"; supported are deepseek2, llama and "
-                        "qwen2",
+                        "%s: general.architecture is \"%.*s\"; supported are deepseek2, "
+                        "deepseek32, llama and qwen2",
                         w.gguf->path, n_bytes < 64 ? (int)n_bytes : 64, name);
     put(&w, "{\n");
-    if (strcmp(w.arch, "deepseek2") == 0)
+    if (strncmp(w.arch, "deepseek", 8) == 0)
         put_mla(&w);
     else
         put_gqa(&w, w.arch);

@@ -68,6 +68,7 @@ typedef struct dsi_arch {
     const char *architecture; /* "DeepseekV3ForCausalLM" */
     uint32_t attention;       /* DSI_ATTENTION_* */
     bool moe;                 /* may hold routed experts */
+    bool indexer;             /* MLA attends to the tokens that an indexer chooses (V3.2) */
     bool qkv_bias;            /* q_proj, k_proj, v_proj carry biases (Qwen2) */
     bool rope_interleaved;    /* pairs (2i, 2i+1) as in MLA; else half-split */
     bool norm_topk_default;   /* when config.json does not say, as transformers' classes */
@@ -76,10 +77,10 @@ typedef struct dsi_arch {
 } dsi_arch;
 /* NULL: no such row. */
 const dsi_arch *dsi_arch_find(const char *model_type);
-/* Why a model_type that people will try has no row ("DeepSeek-V3.2 needs sparse attention, ..."),
+/* Why a model_type that people will try has no row ("DeepSeek-V4 has compressed attention, ..."),
  * or NULL if nothing is known about it. */
 const char *dsi_arch_why_not(const char *model_type);
-/* "deepseek_v2, deepseek_v3, llama, qwen2" for messages. */
+/* "deepseek_v2, deepseek_v3, ..." for messages. */
 const char *dsi_arch_names(void);
 
 typedef struct dsi_rope_config {
@@ -110,6 +111,7 @@ typedef struct dsi_config {
     uint32_t n_heads, n_kv_heads, head_dim; /* GQA: head_dim of q, k, v */
     uint32_t q_lora_rank /* 0: q_proj */, kv_lora_rank;
     uint32_t qk_nope_head_dim, qk_rope_head_dim, v_head_dim; /* MLA */
+    uint32_t index_n_heads, index_head_dim, index_topk;      /* V3.2; else 0 */
     uint32_t n_routed_experts, n_shared_experts, n_experts_per_token, moe_intermediate_size;
     uint32_t first_k_dense, moe_layer_freq, n_group, topk_group;
     uint32_t router, scoring;
@@ -164,6 +166,8 @@ typedef struct dsi_layer_weights {
     dsi_weight kv_a_proj_with_mqa, kv_a_layernorm, kv_b_proj, o_proj;
     dsi_weight k_b_proj, v_b_proj; /* GGUF, instead of kv_b_proj: [heads * kv_lora_rank][nope] and
                                       [heads * v_head_dim][kv_lora_rank] */
+    dsi_weight index_wq_b, index_wk, index_weights_proj; /* V3.2 */
+    dsi_weight index_k_norm, index_k_norm_bias;
     dsi_weight k_proj, v_proj, q_bias, k_bias, v_bias; /* GQA */
     bool is_moe;
     dsi_mlp_weights mlp; /* dense layers */

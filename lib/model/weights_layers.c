@@ -93,6 +93,22 @@ static dsi_status bind_mla(dsi_binder *b, dsi_layer_weights *l) {
     return bind_places(b, halves, COUNT(halves));
 }
 
+/* DeepSeek-V3.2. A block that drafts may come without it: then it attends to all tokens. */
+static dsi_status bind_indexer(dsi_binder *b, dsi_layer_weights *l) {
+    const dsi_config *c = b->config;
+    const int64_t hidden = c->hidden_size, dim = c->index_head_dim, heads = c->index_n_heads;
+    const place places[] = {
+        {&l->index_wq_b, "self_attn.indexer.wq_b.weight", heads * dim, c->q_lora_rank,
+         DSI_MAY_BE_QUANTISED},
+        {&l->index_wk, "self_attn.indexer.wk.weight", dim, hidden, DSI_MAY_BE_QUANTISED},
+        {&l->index_k_norm, "self_attn.indexer.k_norm.weight", 0, dim, DSI_PLAIN},
+        {&l->index_k_norm_bias, "self_attn.indexer.k_norm.bias", 0, dim, DSI_PLAIN},
+        {&l->index_weights_proj, "self_attn.indexer.weights_proj.weight", heads, hidden,
+         DSI_MAY_BE_BLOCKS}};
+    if (b->layer >= c->n_layers && !has_part(b, places[0].part)) return DSI_OK;
+    return bind_places(b, places, COUNT(places));
+}
+
 static dsi_status bind_gqa(dsi_binder *b, dsi_layer_weights *l) {
     const dsi_config *c = b->config;
     int64_t hidden = c->hidden_size, q = (int64_t)c->n_heads * c->head_dim;
@@ -136,6 +152,7 @@ dsi_status dsi_bind_layer(dsi_binder *b, dsi_layer_weights *l) {
         {&l->post_attention_layernorm, "post_attention_layernorm.weight", 0, hidden, DSI_PLAIN}};
     dsi_status status = bind_places(b, norms, COUNT(norms));
     if (!status) status = c->arch->attention == DSI_ATTENTION_MLA ? bind_mla(b, l) : bind_gqa(b, l);
+    if (!status && c->arch->indexer) status = bind_indexer(b, l);
     if (status) return status;
     return l->is_moe ? bind_moe(b, l) : bind_mlp(b, &l->mlp, "mlp", c->intermediate_size);
 }

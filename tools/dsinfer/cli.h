@@ -38,6 +38,7 @@ typedef struct cli_options {
     uint64_t max_memory, seed;
     uint32_t threads, chunk, context, activations, attention, mode, gemm, pin, weights, top_k;
     uint32_t kv_cache; /* DSI_KV_CACHE_* */
+    uint32_t indexer;  /* DSI_INDEXER_* */
     uint32_t max_tokens, draft;
     uint32_t think; /* DSI_THINK_* */
     double temperature, top_p, min_p;

@@ -227,6 +227,7 @@ void cli_engine_options(const cli_options *options, const dsi_model_info *info,
     engine->gemm = options->gemm;
     engine->weights = options->weights;
     engine->kv_cache = options->kv_cache;
+    engine->indexer = options->indexer;
     engine->draft_tokens = options->draft;
     engine->kernels = options->kernels;
 }
