@@ -12,25 +12,9 @@
 #include <sys/stat.h>
 
 enum {
-    ALIGNMENT = 32,
     UNIT_NUMBERS = 1 << 18, /* what a thread turns over at once, one row at least */
-    UNITS = 16,             /* in memory together */
-    VERSION = 3
+    UNITS = 16              /* in memory together */
 };
-
-void gguf_write_u32(FILE *file, uint32_t value) {
-    for (int i = 0; i < 4; i++) fputc((int)(value >> 8 * i & 255), file);
-}
-
-void gguf_write_u64(FILE *file, uint64_t value) {
-    gguf_write_u32(file, (uint32_t)value);
-    gguf_write_u32(file, (uint32_t)(value >> 32));
-}
-
-void gguf_write_text(FILE *file, const char *text) {
-    gguf_write_u64(file, strlen(text));
-    fputs(text, file);
-}
 
 /* ---- One tensor: units of whole rows, each made by one thread ------------------------------- */
 
@@ -200,32 +184,21 @@ typedef struct output {
 } output;
 
 static void pad(FILE *file) {
-    for (long at = ftell(file); at % ALIGNMENT; at++) fputc(0, file);
+    for (long at = ftell(file); at % GGUF_ALIGNMENT; at++) fputc(0, file);
 }
 
-static uint64_t aligned(uint64_t n) { return (n + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
-
 static void write_header(output *o, const char *type_name) {
-    enum { KEYS_AT = 16 };
     uint64_t offset = 0;
-    fputs("GGUF", o->file.stream);
-    gguf_write_u32(o->file.stream, VERSION);
-    gguf_write_u64(o->file.stream, o->list.n);
-    gguf_write_u64(o->file.stream, 0); /* keys: known when they are written */
+    gguf_write_begin(o->file.stream, o->list.n, 0); /* keys: known when they are written */
     uint64_t n_keys = gguf_write_keys(o->file.stream, o->source->shape, type_name);
     for (size_t i = 0; i < o->list.n; i++) {
         const gguf_tensor *t = &o->list.tensors[i];
-        gguf_write_text(o->file.stream, t->name);
-        gguf_write_u32(o->file.stream, t->n_dims);
-        for (uint32_t d = 0; d < t->n_dims; d++)
-            gguf_write_u64(o->file.stream, (uint64_t)t->dims[d]);
-        gguf_write_u32(o->file.stream, t->type);
-        gguf_write_u64(o->file.stream, offset);
-        offset += aligned(t->n_bytes);
+        gguf_write_tensor(o->file.stream, t->name, t->n_dims, t->dims, t->type, offset);
+        offset += gguf_aligned(t->n_bytes);
     }
     pad(o->file.stream);
     long end = ftell(o->file.stream);
-    fseek(o->file.stream, KEYS_AT, SEEK_SET);
+    fseek(o->file.stream, GGUF_KEYS_AT, SEEK_SET);
     gguf_write_u64(o->file.stream, n_keys);
     fseek(o->file.stream, end, SEEK_SET);
 }

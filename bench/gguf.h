@@ -4,6 +4,7 @@
 #define DSI_BENCH_GGUF_H
 
 #include "../lib/base/pool.h"
+#include "../tools/gguf_write.h"
 #include "bench.h"
 #include "synth.h"
 
@@ -41,10 +42,6 @@ bool gguf_list_make(const synth_shape *shape, const synth_list *from, uint32_t t
 void gguf_list_free(gguf_list *list);
 /* Writes the keys behind the header and returns their number. */
 uint64_t gguf_write_keys(FILE *file, const synth_shape *shape, const char *type_name);
-/* Little-endian pieces of the format. */
-void gguf_write_u32(FILE *file, uint32_t value);
-void gguf_write_u64(FILE *file, uint64_t value);
-void gguf_write_text(FILE *file, const char *text);
 
 /* ---- gguf.c ---- */
 

@@ -151,108 +151,69 @@ void gguf_list_free(gguf_list *list) {
 
 /* ---- Keys ----------------------------------------------------------------------------------- */
 
-enum { KEY_U32 = 4, KEY_I32 = 5, KEY_F32 = 6, KEY_BOOL = 7, KEY_TEXT = 8, KEY_ARRAY = 9 };
-
-typedef struct keys {
-    FILE *file;
-    uint64_t n;
-} keys;
-
-static void key(keys *k, const char *name, uint32_t type) {
-    char full[96]; /* ".block_count" belongs to the architecture */
-    snprintf(full, sizeof full, "%s%s", *name == '.' ? "deepseek2" : "", name);
-    gguf_write_text(k->file, full);
-    gguf_write_u32(k->file, type);
-    k->n++;
-}
-
-static void key_number(keys *k, const char *name, int64_t value) {
-    key(k, name, KEY_U32);
-    gguf_write_u32(k->file, (uint32_t)value);
-}
-
-static void key_real(keys *k, const char *name, float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    key(k, name, KEY_F32);
-    gguf_write_u32(k->file, bits);
-}
-
-static void key_text(keys *k, const char *name, const char *value) {
-    key(k, name, KEY_TEXT);
-    gguf_write_text(k->file, value);
-}
-
-static void key_list(keys *k, const char *name, uint32_t type, int64_t n) {
-    key(k, name, KEY_ARRAY);
-    gguf_write_u32(k->file, type);
-    gguf_write_u64(k->file, (uint64_t)n);
-}
-
 /* A vocabulary of the right size without meaning: "t0", "t1", ... */
-static void write_vocabulary(keys *k, int64_t n) {
+static void write_vocabulary(gguf_keys *k, int64_t n) {
     char token[32];
-    key_text(k, "tokenizer.ggml.model", "gpt2");
-    key_text(k, "tokenizer.ggml.pre", "deepseek-v3");
-    key_list(k, "tokenizer.ggml.tokens", KEY_TEXT, n);
+    gguf_key_text(k, "tokenizer.ggml.model", "gpt2");
+    gguf_key_text(k, "tokenizer.ggml.pre", "deepseek-v3");
+    gguf_key_list(k, "tokenizer.ggml.tokens", DSI_GGUF_STRING, (uint64_t)n);
     for (int64_t i = 0; i < n; i++) {
         snprintf(token, sizeof token, "t%" PRId64, i);
         gguf_write_text(k->file, token);
     }
-    key_list(k, "tokenizer.ggml.token_type", KEY_I32, n);
+    gguf_key_list(k, "tokenizer.ggml.token_type", DSI_GGUF_I32, (uint64_t)n);
     for (int64_t i = 0; i < n; i++) gguf_write_u32(k->file, 1); /* normal */
-    key_list(k, "tokenizer.ggml.merges", KEY_TEXT, 1);
+    gguf_key_list(k, "tokenizer.ggml.merges", DSI_GGUF_STRING, 1);
     gguf_write_text(k->file, "t 0");
-    key_number(k, "tokenizer.ggml.bos_token_id", 0);
-    key_number(k, "tokenizer.ggml.eos_token_id", 1);
+    gguf_key_number(k, "tokenizer.ggml.bos_token_id", 0);
+    gguf_key_number(k, "tokenizer.ggml.eos_token_id", 1);
 }
 
-static void write_attention(keys *k, const synth_shape *s) {
-    key_number(k, ".attention.head_count", s->num_attention_heads);
-    key_number(k, ".attention.head_count_kv", 1); /* one latent for all heads */
-    key_real(k, ".attention.layer_norm_rms_epsilon", 1e-6f);
-    key_number(k, ".attention.q_lora_rank", s->q_lora_rank);
-    key_number(k, ".attention.kv_lora_rank", s->kv_lora_rank);
-    key_number(k, ".attention.key_length", s->kv_lora_rank + s->qk_rope_head_dim);
-    key_number(k, ".attention.value_length", s->kv_lora_rank);
-    key_number(k, ".attention.key_length_mla", s->qk_nope_head_dim + s->qk_rope_head_dim);
-    key_number(k, ".attention.value_length_mla", s->v_head_dim);
-    key_number(k, ".rope.dimension_count", s->qk_rope_head_dim);
-    key_real(k, ".rope.freq_base", 10000);
-    key_text(k, ".rope.scaling.type", "yarn");
-    key_real(k, ".rope.scaling.factor", 40);
-    key_number(k, ".rope.scaling.original_context_length", 4096);
-    key_real(k, ".rope.scaling.yarn_log_multiplier", s->family == SYNTH_V3 ? 0.1f : 0.0707f);
+static void write_attention(gguf_keys *k, const synth_shape *s) {
+    gguf_key_number(k, ".attention.head_count", s->num_attention_heads);
+    gguf_key_number(k, ".attention.head_count_kv", 1); /* one latent for all heads */
+    gguf_key_real(k, ".attention.layer_norm_rms_epsilon", 1e-6f);
+    gguf_key_number(k, ".attention.q_lora_rank", s->q_lora_rank);
+    gguf_key_number(k, ".attention.kv_lora_rank", s->kv_lora_rank);
+    gguf_key_number(k, ".attention.key_length", s->kv_lora_rank + s->qk_rope_head_dim);
+    gguf_key_number(k, ".attention.value_length", s->kv_lora_rank);
+    gguf_key_number(k, ".attention.key_length_mla", s->qk_nope_head_dim + s->qk_rope_head_dim);
+    gguf_key_number(k, ".attention.value_length_mla", s->v_head_dim);
+    gguf_key_number(k, ".rope.dimension_count", s->qk_rope_head_dim);
+    gguf_key_real(k, ".rope.freq_base", 10000);
+    gguf_key_text(k, ".rope.scaling.type", "yarn");
+    gguf_key_real(k, ".rope.scaling.factor", 40);
+    gguf_key_number(k, ".rope.scaling.original_context_length", 4096);
+    gguf_key_real(k, ".rope.scaling.yarn_log_multiplier", s->family == SYNTH_V3 ? 0.1f : 0.0707f);
 }
 
-static void write_experts(keys *k, const synth_shape *s) {
+static void write_experts(gguf_keys *k, const synth_shape *s) {
     enum { SOFTMAX = 1, SIGMOID = 2 };
-    key_number(k, ".leading_dense_block_count", s->first_k_dense_replace);
-    key_number(k, ".expert_feed_forward_length", s->moe_intermediate_size);
-    key_number(k, ".expert_count", s->n_routed_experts);
-    key_number(k, ".expert_used_count", s->num_experts_per_tok);
-    key_number(k, ".expert_shared_count", s->n_shared_experts);
-    key_number(k, ".expert_gating_func", s->family == SYNTH_V3 ? SIGMOID : SOFTMAX);
-    key_real(k, ".expert_weights_scale", s->family == SYNTH_V3 ? 2.5f : 1.0f);
-    key(k, ".expert_weights_norm", KEY_BOOL);
-    fputc(s->family == SYNTH_V3 ? 1 : 0, k->file);
+    gguf_key_number(k, ".leading_dense_block_count", s->first_k_dense_replace);
+    gguf_key_number(k, ".expert_feed_forward_length", s->moe_intermediate_size);
+    gguf_key_number(k, ".expert_count", s->n_routed_experts);
+    gguf_key_number(k, ".expert_used_count", s->num_experts_per_tok);
+    gguf_key_number(k, ".expert_shared_count", s->n_shared_experts);
+    gguf_key_number(k, ".expert_gating_func", s->family == SYNTH_V3 ? SIGMOID : SOFTMAX);
+    gguf_key_real(k, ".expert_weights_scale", s->family == SYNTH_V3 ? 2.5f : 1.0f);
+    gguf_key_bool(k, ".expert_weights_norm", s->family == SYNTH_V3);
     if (s->n_group == 1) return;
-    key_number(k, ".expert_group_count", s->n_group);
-    key_number(k, ".expert_group_used_count", s->topk_group);
+    gguf_key_number(k, ".expert_group_count", s->n_group);
+    gguf_key_number(k, ".expert_group_used_count", s->topk_group);
 }
 
 uint64_t gguf_write_keys(FILE *file, const synth_shape *s, const char *type_name) {
     char name[96];
-    keys k = {.file = file};
+    gguf_keys k = {.file = file, .arch = "deepseek2"};
     snprintf(name, sizeof name, "%s %s", s->preset, type_name);
-    key_text(&k, "general.architecture", "deepseek2");
-    key_text(&k, "general.name", name);
-    key_number(&k, "general.quantization_version", 2);
-    key_number(&k, ".context_length", 163840);
-    key_number(&k, ".embedding_length", s->hidden_size);
-    key_number(&k, ".block_count", s->num_hidden_layers);
-    key_number(&k, ".feed_forward_length", s->intermediate_size);
-    key_number(&k, ".vocab_size", s->vocab_size);
+    gguf_key_text(&k, "general.architecture", "deepseek2");
+    gguf_key_text(&k, "general.name", name);
+    gguf_key_number(&k, "general.quantization_version", 2);
+    gguf_key_number(&k, ".context_length", 163840);
+    gguf_key_number(&k, ".embedding_length", s->hidden_size);
+    gguf_key_number(&k, ".block_count", s->num_hidden_layers);
+    gguf_key_number(&k, ".feed_forward_length", s->intermediate_size);
+    gguf_key_number(&k, ".vocab_size", s->vocab_size);
     write_attention(&k, s);
     write_experts(&k, s);
     write_vocabulary(&k, s->vocab_size);

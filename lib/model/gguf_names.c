@@ -103,6 +103,17 @@ bool dsi_gguf_place_of(const char *name, uint32_t name_bytes, dsi_gguf_place *pl
     return place->experts;
 }
 
+const char *dsi_gguf_layer_name(uint32_t i) {
+    enum {
+        N_LAYER = sizeof layer_names / sizeof *layer_names,
+        N_HEAD = sizeof head_names / sizeof *head_names,
+        N_EXPERT = sizeof expert_names / sizeof *expert_names
+    };
+    if (i < N_LAYER) return layer_names[i].gguf;
+    if (i < N_LAYER + N_HEAD) return head_names[i - N_LAYER].gguf;
+    return i < N_LAYER + N_HEAD + N_EXPERT ? expert_names[i - N_LAYER - N_HEAD].gguf : NULL;
+}
+
 int dsi_gguf_official_name(const dsi_gguf_place *place, uint32_t expert, char *text, size_t size) {
     char part[96];
     if (place->layer < 0) return snprintf(text, size, "%s", place->part);

@@ -1,4 +1,5 @@
-/* gguf_names.h: inside lib/model only. The official names of what a GGUF file holds. */
+/* gguf_names.h: the official names of what a GGUF file holds; for lib/model, and for the
+ * command that writes such files. */
 #ifndef DSI_LIB_MODEL_GGUF_NAMES_H
 #define DSI_LIB_MODEL_GGUF_NAMES_H
 
@@ -17,5 +18,7 @@ bool dsi_gguf_place_of(const char *name, uint32_t name_bytes, dsi_gguf_place *pl
 /* The official name ("model.layers.3.mlp.experts.7.up_proj.weight") into `text`; returns its bytes
  * without the zero behind it, as snprintf. */
 int dsi_gguf_official_name(const dsi_gguf_place *place, uint32_t expert, char *text, size_t size);
+/* The names of a layer's tensors behind "blk.N.", one after the other; NULL: there are no more. */
+const char *dsi_gguf_layer_name(uint32_t i);
 
 #endif

@@ -25,6 +25,8 @@ dsi_status dsi_tokenizer_open(const char *path, dsi_tokenizer **tokenizer, dsi_e
  * Refuses by name what is not byte-level BPE and a `pre` that no family has. *tokenizer is NULL,
  * with DSI_OK, if the file has none. */
 dsi_status dsi_tokenizer_of_gguf(const dsi_gguf *gguf, dsi_tokenizer **tokenizer, dsi_error *error);
+/* The `pre` of a GGUF file with this tokenizer; NULL: its rules have no name there. */
+const char *dsi_tokenizer_gguf_pre(const dsi_tokenizer *tokenizer);
 void dsi_tokenizer_free(dsi_tokenizer *tokenizer);
 uint32_t dsi_tokenizer_n_tokens(const dsi_tokenizer *tokenizer); /* largest id + 1 */
 dsi_pretok dsi_tokenizer_pretok(const dsi_tokenizer *tokenizer);

@@ -2,6 +2,8 @@
  * the rules, for which stands a name ("pre"). So the lists are written as a tokenizer.json and go
  * through the same loader: what it refuses in one kind of file, it refuses in both. */
 #include "../base/sys.h"
+#include "bpe.h"
+#include "chat.h"
 #include "tokenizer_rules.h"
 
 #include <inttypes.h>
@@ -201,4 +203,18 @@ dsi_status dsi_tokenizer_of_gguf(const dsi_gguf *gguf, dsi_tokenizer **tokenizer
     dsi_sys_free(l.json.text);
     if (status != DSI_OK && !l.json.no_memory && error) dsi_fail_prefix(error, gguf->path);
     return status;
+}
+
+const char *dsi_tokenizer_gguf_pre(const dsi_tokenizer *tokenizer) {
+    bool marks = dsi_tokenizer_special(tokenizer, DSI_CHAT_USER) >= 0;
+    const char *pre = NULL;
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
+        const dsi_tokenizer_rules *r = &known[i].rules;
+        if (r->pretok != tokenizer->pretok || r->normalizes != tokenizer->normalizes ||
+            r->whole_first != tokenizer->whole_first)
+            continue;
+        /* of two names for the same rules the distills have the one with their maker in it */
+        if (!pre || !marks) pre = known[i].pre;
+    }
+    return pre;
 }
