@@ -75,9 +75,11 @@ install_sh = @BUILD='$(BUILD)' DESTDIR='$(DESTDIR)' prefix='$(prefix)' bindir='$
 x86_kernels := %_avx2.c %_avx512.c %_avx512bf16.c %_avx512vnni.c %_amx.c
 kernel_src := $(wildcard kernels/*.c kernels/*/*.c)
 bench_src := $(wildcard bench/*.c)
+dsinfer_src := $(wildcard tools/dsinfer/*.c)
 ifneq ($(ARCH),x86_64)
 kernel_src := $(filter-out $(x86_kernels),$(kernel_src))
 bench_src := $(filter-out $(x86_kernels),$(bench_src))
+dsinfer_src := $(filter-out $(x86_kernels),$(dsinfer_src))
 endif
 # gcc knows AMX from version 11 on, clang from 12; older ones build the library without it.
 ifneq ($(filter %_amx.c,$(kernel_src)),)
@@ -90,7 +92,6 @@ endif
 # The kernels take longest to compile and come first.
 lib_src := $(kernel_src) \
            $(wildcard lib/*.c lib/base/*.c lib/model/*.c lib/text/*.c lib/backend/*.c)
-dsinfer_src := $(wildcard tools/dsinfer/*.c)
 tool_src := $(wildcard tools/*.c)
 example_src := $(wildcard examples/*.c)
 test_src := $(wildcard tests/test_*.c)

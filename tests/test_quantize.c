@@ -1,42 +1,12 @@
 /* test_quantize.c: dsinfer quantize: what it writes opens and is near the source, number by number;
  * a run that is killed anywhere is taken up and ends with the same bytes; what it refuses. */
-#include "model_files.h"
+#include "quantize_run.h"
 
 #include "../kernels/formats.h"
-#include "cli_run.h"
 #include <deepseek/dsinfer.h>
 #include <math.h>
-#include <signal.h>
 
-static const char TINY[] = "examples/models/tiny-gov", ODD[] = "tests/data/golden/v3-odd";
-static char root[64];
-
-static cli_result quantize(const char *model, const char *form, const char *out,
-                           const char *const more[2]) {
-    cli_call call = {
-        .arguments = {"quantize", "-m", model, "--to", form, "--out", out, more[0], more[1]}};
-    return cli_exec(&call);
-}
-static const char *const nothing[2] = {NULL, NULL};
-
-static void must_make(const char *model, const char *form, const char *out,
-                      const char *const more[2]) {
-    cli_result r = quantize(model, form, out, more);
-    if (r.code != 0) fail_msg("%s --to %s: exit %d\n%s", model, form, r.code, r.err);
-    cli_result_free(&r);
-}
-
-static void must_refuse(const char *model, const char *form, const char *out,
-                        const char *const more[2], int code, const char *part) {
-    cli_result r = quantize(model, form, out, more);
-    if (r.code != code || !strstr(r.err, part))
-        fail_msg("exit %d, wanted %d and \"%s\":\n%s", r.code, code, part, r.err);
-    cli_result_free(&r);
-}
-
-static void under_root(char path[256], const char *name) {
-    snprintf(path, 256, "%s/%s", root, name);
-}
+static const char ODD[] = "tests/data/golden/v3-odd";
 
 /* ---- Numbers -------------------------------------------------------------------------------- */
 
@@ -191,33 +161,6 @@ static void test_json(void **state) {
 
 /* ---- Killed --------------------------------------------------------------------------------- */
 
-static void same_file(const char *a, const char *b, const char *name) {
-    bytes x = read_file(a, name), y = read_file(b, name);
-    assert_int_equal(x.n, y.n);
-    assert_memory_equal(x.data, y.data, x.n);
-    free(x.data);
-    free(y.data);
-}
-
-/* Starts it and kills it after some microseconds; true if it had not ended by itself. */
-static bool run_and_kill(const char *out, long microseconds) {
-    pid_t pid = fork();
-    if (pid == 0) {
-        int null = open("/dev/null", O_RDWR);
-        dup2(null, 1);
-        dup2(null, 2);
-        execl(cli_program(), cli_program(), "quantize", "-m", TINY, "--to", "int4", "--out", out,
-              "--threads", "2", (char *)NULL);
-        _exit(127);
-    }
-    const struct timespec pause = {microseconds / 1000000, microseconds % 1000000 * 1000};
-    nanosleep(&pause, NULL);
-    kill(pid, SIGKILL);
-    int status = 0;
-    assert_int_equal(waitpid(pid, &status, 0), pid);
-    return WIFSIGNALED(status);
-}
-
 /* Twenty kills, each somewhat later in a run that goes on where the one before was stopped. */
 static void test_killed(void **state) {
     (void)state;
@@ -228,7 +171,7 @@ static void test_killed(void **state) {
     must_make(TINY, "int4", straight, nothing);
     int n_killed = 0, n_resumed = 0;
     for (int i = 0; n_killed < 20 && i < 200; i++) {
-        if (!run_and_kill(killed, 3000 + 4000 * (i % 25))) {
+        if (!run_and_kill("int4", killed, 3000 + 4000 * (i % 25))) {
             same_file(straight, killed, "model.safetensors");
             remove_folder(killed); /* it was done before it was killed: from the start again */
             continue;
@@ -281,17 +224,6 @@ static void test_refused(void **state) {
     must_refuse(TINY, "int4", out, nothing, 2, "was begun with another model");
     must_refuse(TINY, "int8", out, keep_other, 2, "was begun with another model");
     must_make(TINY, "int8", out, nothing);
-}
-
-static int make_root(void **state) {
-    (void)state;
-    temp_folder(root);
-    return 0;
-}
-static int remove_root(void **state) {
-    (void)state;
-    remove_folder(root);
-    return 0;
 }
 
 int main(void) {

@@ -23,11 +23,12 @@ typedef struct quantizer {
     int64_t (*made)[3]; /* [n_tensors of the source] places in plan.tensors, NO_TENSOR: none */
     uint8_t *room;      /* room_bytes of each thread */
     uint64_t room_bytes;
-    double (*lost)[2]; /* [blocks of rows of the largest matrix] */
+    double (*lost)[2]; /* [units of the largest matrix] */
     uint64_t n_bytes_done, n_bytes_began;
     /* the job of the pool: one matrix */
     const dsi_file_tensor *weight;
     const quantize_tensor *first, *scales;
+    int64_t n_units; /* blocks of rows, or heads */
     int write_error; /* errno of a thread; 0: none */
 } quantizer;
 
@@ -64,28 +65,42 @@ static void do_block(quantizer *q, float *x, uint8_t *codes, uint8_t *scales, in
                 q->scales->offset + (uint64_t)(r / span.n) * scale_row);
 }
 
+/* Unit `unit` of a tensor of a GGUF. */
+static void do_unit(quantizer *q, float *x, int64_t unit) {
+    uint8_t *packed = (uint8_t *)x + q->room_bytes / 2;
+    quantize_unit u = quantize_gguf_read(&q->plan, q->first, unit, x, (float *)(void *)packed);
+    const uint64_t row = (uint64_t)dsi_row_bytes(q->first->dtype, u.k);
+    quantize_pack(&q->plan, q->first->dtype, x, u.n, u.k, packed, q->lost[unit]);
+    write_piece(q, packed, (uint64_t)u.n * row, q->first->offset + (uint64_t)u.first * row);
+}
+
 static void do_matrix(void *context, uint32_t thread, uint32_t n_threads) {
     quantizer *q = context;
-    const int64_t n = q->weight->shape[0], k = q->weight->shape[1];
     uint64_t begin, end;
     float *x = (float *)(void *)(q->room + thread * q->room_bytes);
-    uint8_t *codes = (uint8_t *)(x + QUANTIZE_BLOCK * k);
-    uint8_t *scales = codes + 2 * QUANTIZE_BLOCK * k; /* BF16 is the widest */
-    dsi_pool_share((uint64_t)dsi_ceil_div(n, QUANTIZE_BLOCK), 1, thread, n_threads, &begin, &end);
+    dsi_pool_share((uint64_t)q->n_units, 1, thread, n_threads, &begin, &end);
     for (int64_t b = (int64_t)begin; b < (int64_t)end; b++) {
-        int64_t r = b * QUANTIZE_BLOCK;
+        if (q->first->role >= QUANTIZE_ROWS) {
+            do_unit(q, x, b);
+            continue;
+        }
+        const int64_t n = q->weight->shape[0], k = q->weight->shape[1], r = b * QUANTIZE_BLOCK;
+        uint8_t *codes = (uint8_t *)(x + QUANTIZE_BLOCK * k);
+        uint8_t *scales = codes + 2 * QUANTIZE_BLOCK * k; /* BF16 is the widest */
         do_block(q, x, codes, scales, r, dsi_min_i64(QUANTIZE_BLOCK, n - r));
     }
 }
 
-/* The sums of the blocks in their order: the same number for any number of threads. */
-static double lost_in(const quantizer *q) {
-    double gap = 0, all = 0;
-    for (int64_t b = 0; b * QUANTIZE_BLOCK < q->weight->shape[0]; b++) {
-        gap += q->lost[b][0];
-        all += q->lost[b][1];
-    }
-    return all > 0 ? sqrt(gap / all) : 0;
+/* Makes q->first of q->weight; the sums of the units in their order: the same numbers for any
+ * number of threads. */
+static void make_tensor(quantizer *q, double sums[2]) {
+    const bool blocks = q->first->role >= QUANTIZE_ROWS;
+    q->n_units = blocks ? quantize_gguf_units(&q->plan, q->first)
+                        : dsi_ceil_div(q->weight->shape[0], QUANTIZE_BLOCK);
+    dsi_pool_run(q->pool, do_matrix, q);
+    if (q->first->role == QUANTIZE_BF16 || (blocks && q->first->dtype < DSI_DTYPE_BLOCKS)) return;
+    for (int64_t b = 0; b < q->n_units; b++)
+        for (int i = 0; i < 2; i++) sums[i] += q->lost[b][i];
 }
 
 static int copy_tensor(quantizer *q, const quantize_tensor *t) {
@@ -101,7 +116,7 @@ static int copy_tensor(quantizer *q, const quantize_tensor *t) {
 /* All that source tensor i becomes. */
 static int do_tensor(quantizer *q, uint32_t i) {
     const quantize_tensor *tensors = q->plan.tensors;
-    double error = -1;
+    double sums[2] = {0, 0}, error = -1;
     uint64_t n_written = 0;
     q->weight = &q->from.tensors[i];
     q->first = q->scales = NULL;
@@ -109,12 +124,23 @@ static int do_tensor(quantizer *q, uint32_t i) {
         const quantize_tensor *t = &tensors[q->made[i][j]];
         n_written += t->n_bytes;
         if (t->role == QUANTIZE_COPY) copy_tensor(q, t);
+        if (t->role >= QUANTIZE_ROWS) {
+            q->first = t;
+            make_tensor(q, sums);
+            q->first = NULL;
+        }
         if (t->role == QUANTIZE_CODES || t->role == QUANTIZE_BF16) q->first = t;
         if (t->role == QUANTIZE_SCALES) q->scales = t;
         if (t->role == QUANTIZE_SHAPE) write_piece(q, q->weight->shape, 16, t->offset);
     }
-    if (q->first) dsi_pool_run(q->pool, do_matrix, q);
-    if (q->scales) error = lost_in(q);
+    if (q->first) make_tensor(q, sums);
+    if (sums[1] > 0) error = sqrt(sums[0] / sums[1]);
+    if (!isfinite(sums[0] + sums[1])) {
+        cli_error(
+            cli_tr("%s: tensor \"%s\" has numbers that are not finite", "%s：张量“%s”含有非有限数"),
+            q->from.shards[q->weight->shard].path, cli_show(q->weight->name).text);
+        return CLI_BAD_FILE;
+    }
     if (q->write_error) {
         errno = q->write_error;
         cli_error(cli_tr("cannot write to %s: %s", "无法写入 %s：%s"), cli_show(q->out.folder).text,
@@ -130,9 +156,8 @@ static int do_tensor(quantizer *q, uint32_t i) {
 
 /* ---- All of them ---------------------------------------------------------------------------- */
 
-static int do_shard(quantizer *q, uint32_t shard) {
-    bool whole = false;
-    int code = quantize_open_shard(&q->plan, shard, &q->out, &whole);
+static int do_shard(quantizer *q, uint32_t shard, bool whole) {
+    int code = CLI_OK;
     for (uint32_t i = 0; i < q->from.n_tensors && code == CLI_OK; i++) {
         const dsi_file_tensor *t = &q->from.tensors[i];
         if (t->shard != shard) continue;
@@ -140,22 +165,38 @@ static int do_shard(quantizer *q, uint32_t shard) {
         q->n_bytes_done += t->n_bytes;
         cli_progress(NULL, CLI_STAGE_QUANTIZE, q->n_bytes_done, q->plan.n_bytes_in);
     }
-    return code != CLI_OK || whole ? code : quantize_close_shard(&q->plan, shard, &q->out);
+    return code;
+}
+
+/* A file of the output: of one shard, or, a GGUF, of all of them. */
+static int do_file(quantizer *q, uint32_t file) {
+    bool whole = false;
+    int code = quantize_open_file(&q->plan, file, &q->out, &whole);
+    for (uint32_t shard = 0; shard < q->from.n_shards && code == CLI_OK; shard++)
+        if (q->plan.form->blocks || shard == file) code = do_shard(q, shard, whole);
+    return code != CLI_OK || whole ? code : quantize_close_file(&q->plan, file, &q->out);
+}
+
+/* Bytes that a thread needs for a weight: f32 rows, codes or BF16, scales (four bytes for 32
+ * columns at most); of a GGUF the rows or a head twice, as f32 at most. */
+static uint64_t room_of(const quantizer *q, const dsi_file_tensor *t) {
+    uint64_t k = (uint64_t)t->shape[t->n_dims - 1], rows = t->n_dims == 2 ? QUANTIZE_BLOCK : 1;
+    uint64_t head = q->config.qk_nope_head_dim + q->config.v_head_dim;
+    if (q->plan.form->blocks) return 2 * (k * (rows > head ? rows : head) * sizeof(float) + 64);
+    return k * rows * (4 + 2) + (k / 32 + 1) * rows * 4 + 64;
 }
 
 static int allocate(quantizer *q) {
-    int64_t blocks = 1;
+    int64_t units = q->config.n_heads;
     q->made = dsi_sys_calloc(q->from.n_tensors, sizeof *q->made);
     if (!q->made) return no_memory();
     for (uint32_t i = 0; i < q->from.n_tensors; i++) {
         const dsi_file_tensor *t = &q->from.tensors[i];
         for (int j = 0; j < 3; j++) q->made[i][j] = NO_TENSOR;
-        if (t->n_dims != 2) continue;
-        /* f32 rows, codes or BF16, scales: four bytes for 32 columns at most */
-        uint64_t room = (uint64_t)t->shape[1] * QUANTIZE_BLOCK * (4 + 2) +
-                        ((uint64_t)t->shape[1] / 32 + 1) * QUANTIZE_BLOCK * 4 + 64;
-        if (room > q->room_bytes) q->room_bytes = room / 64 * 64;
-        blocks = dsi_max_i64(blocks, dsi_ceil_div(t->shape[0], QUANTIZE_BLOCK));
+        if (t->n_dims != 2 && !(t->n_dims == 1 && q->plan.form->blocks)) continue;
+        uint64_t room = room_of(q, t);
+        if (room > q->room_bytes) q->room_bytes = (room + 127) / 128 * 128;
+        units = dsi_max_i64(units, dsi_ceil_div(t->shape[0], QUANTIZE_BLOCK));
     }
     for (uint32_t k = 0; k < q->plan.n_tensors; k++) {
         int j = 0;
@@ -163,7 +204,7 @@ static int allocate(quantizer *q) {
         q->made[q->plan.tensors[k].source][j] = k;
     }
     q->room = dsi_sys_calloc(q->room_bytes, dsi_pool_size(q->pool));
-    q->lost = dsi_sys_calloc((uint64_t)blocks, sizeof *q->lost);
+    q->lost = dsi_sys_calloc((uint64_t)units, sizeof *q->lost);
     return q->room && q->lost ? CLI_OK : no_memory();
 }
 
@@ -178,7 +219,9 @@ typedef struct kind_of_matrix { /* matrices of one name in all layers and expert
 /* "mlp.experts.gate_proj": the name without numbers, "model.layers" and ".weight". */
 static void kind_name(const char *name, char kind[64]) {
     size_t n = 0;
-    for (const char *c = name + 12; *c && n < 63; c++) {
+    if (strncmp(name, "model.", 6) == 0) name += 6;
+    if (strncmp(name, "layers.", 7) == 0) name += 6;
+    for (const char *c = name; *c && n < 63; c++) {
         if (*c >= '0' && *c <= '9') continue;
         if (*c == '.' && (n == 0 || kind[n - 1] == '.')) continue;
         kind[n++] = *c;
@@ -195,7 +238,7 @@ static void print_errors(const quantizer *q) {
         char kind[64];
         double error = (double)q->out.errors[i];
         uint32_t k = 0;
-        if (error < 0 || q->made[i][1] == NO_TENSOR) continue;
+        if (error < 0) continue;
         kind_name(q->from.tensors[i].name, kind);
         while (k < n_kinds && strcmp(kinds[k].name, kind) != 0) k++;
         if (k == sizeof kinds / sizeof kinds[0]) continue;
@@ -221,7 +264,7 @@ static void print_json(const quantizer *q, double seconds) {
            ", \"seconds\": %.3f, \"errors\": {",
            q->plan.form->name, q->plan.n_bytes_in, q->plan.n_bytes_out, seconds);
     for (uint32_t i = 0; i < q->from.n_tensors; i++) {
-        if (q->made[i][1] == NO_TENSOR) continue;
+        if (q->out.errors[i] < 0) continue;
         printf("%s\"%s\": %.6g", comma, q->from.tensors[i].name, (double)q->out.errors[i]);
         comma = ", ";
     }
@@ -237,10 +280,18 @@ static void report(const quantizer *q, double seconds) {
     printf(cli_tr("%s: %s in %s, %u of %u tensors in %s, %s in %.1f s (%.2f GB/s read)\n",
                   "%s：%s，%s，%u/%u 个张量转为 %s，本次处理 %s，用时 %.1f 秒（读取 %.2f GB/s）\n"),
            q->out.folder, cli_bytes_text(q->plan.n_bytes_out).text,
-           cli_tr("shards as the source's", "分片同源模型"), q->plan.n_quantised, q->from.n_tensors,
-           q->plan.form->name, cli_bytes_text(n).text, seconds,
-           seconds > 0 ? (double)n / seconds / 1e9 : 0);
+           q->plan.form->blocks ? cli_tr("one GGUF", "单个 GGUF")
+                                : cli_tr("shards as the source's", "分片同源模型"),
+           q->plan.n_quantised, q->from.n_tensors, q->plan.form->name, cli_bytes_text(n).text,
+           seconds, seconds > 0 ? (double)n / seconds / 1e9 : 0);
     print_errors(q);
+    if (q->plan.n_wide)
+        printf(cli_tr("%u tensors have rows that %s cannot divide: they are wider\n",
+                      "%u 个张量的行长不是 %s 块长的整数倍：改用更宽的类型\n"),
+               q->plan.n_wide, q->plan.form->name);
+    if (q->plan.form->blocks && q->config.n_mtp_layers)
+        printf("%s\n", cli_tr("the MTP block is left out, as llama.cpp's converter does",
+                              "MTP 层未写入，与 llama.cpp 的转换程序一致"));
 }
 
 /* ---- The command ---------------------------------------------------------------------------- */
@@ -259,6 +310,22 @@ static int choose_kept(const cli_options *options, const quantize_form *form, co
               cli_show(*keep).text);
     cli_hint(cli_tr("for example --keep self_attn, or --keep none",
                     "例如 --keep self_attn，或 --keep none"));
+    return CLI_USAGE;
+}
+
+static int check_out(const cli_options *options, const quantize_form *form) {
+    if (dsi_is_gguf_name(options->out) == (form->blocks != DSI_DTYPE_NONE)) return CLI_OK;
+    if (form->blocks) {
+        cli_error(cli_tr("--to %s writes one file; --out %s does not end in .gguf",
+                         "--to %s 写出单个文件；--out %s 不以 .gguf 结尾"),
+                  form->name, cli_show(options->out).text);
+        cli_hint(cli_tr("for example --out MODEL-%s.gguf", "例如 --out MODEL-%s.gguf"), form->name);
+    } else {
+        cli_error(cli_tr("--to %s writes a folder; --out %s is the name of a GGUF file",
+                         "--to %s 写出目录；--out %s 是 GGUF 文件名"),
+                  form->name, cli_show(options->out).text);
+        cli_hint(cli_tr("for a GGUF give --to q8_0 or q4_k", "要 GGUF 请用 --to q8_0 或 q4_k"));
+    }
     return CLI_USAGE;
 }
 
@@ -300,8 +367,8 @@ static int make_all(quantizer *q, const quantize_form *form, const char *keep) {
                 cli_show(q->options->out).text, cli_bytes_text(q->n_bytes_began).text,
                 cli_bytes_text(q->plan.n_bytes_in).text);
     double start = dsi_sys_seconds();
-    for (uint32_t shard = 0; shard < q->from.n_shards && code == CLI_OK; shard++)
-        code = do_shard(q, shard);
+    for (uint32_t file = 0; file < q->plan.n_files && code == CLI_OK; file++)
+        code = do_file(q, file);
     if (code == CLI_OK) code = quantize_finish(&q->plan, &q->out);
     cli_progress_clear();
     if (code == CLI_OK) report(q, dsi_sys_seconds() - start);
@@ -321,6 +388,7 @@ int cli_quantize(const cli_options *options) {
     const quantize_form *form = quantize_form_find(options->to);
     const char *keep = NULL;
     code = choose_kept(options, form, &keep);
+    if (code == CLI_OK) code = check_out(options, form);
     if (code == CLI_OK) code = open_source(&q);
     if (code == CLI_OK) code = make_all(&q, form, keep);
     quantize_close_output(&q.out);

@@ -16,11 +16,26 @@ typedef struct quantize_form {
     const char *scale_name;
     const char *config; /* value of quantization_config; %s: the list of what is left plain */
     const char *keep;   /* part of the names of matrices that stay plain; NULL: none */
+    dsi_dtype blocks; /* not NONE: a GGUF with matrices of this type; the five above are not set */
 } quantize_form;
 const quantize_form *quantize_form_find(const char *name); /* NULL: no such form */
 
-/* ---- What is written (quantize_plan.c). One weight becomes several tensors, in its shard. */
-enum { QUANTIZE_COPY, QUANTIZE_BF16, QUANTIZE_CODES, QUANTIZE_SCALES, QUANTIZE_SHAPE };
+/* ---- What is written (quantize_plan.c). One weight becomes several tensors, in its shard; of a
+ * GGUF, a part of one tensor, or of two (quantize_gguf.c). */
+enum {
+    QUANTIZE_COPY,
+    QUANTIZE_BF16,
+    QUANTIZE_CODES,
+    QUANTIZE_SCALES,
+    QUANTIZE_SHAPE,
+    /* GGUF: rows as they follow each other; with the halves of each head in turns, as the rope of
+     * its llama architecture wants q and k; of kv_b_proj, each head's keys transposed, its values
+     */
+    QUANTIZE_ROWS,
+    QUANTIZE_ROWS_TURNED,
+    QUANTIZE_HEAD_KEYS,
+    QUANTIZE_HEAD_VALUES
+};
 typedef struct quantize_tensor {
     uint32_t source; /* in the checkpoint */
     uint32_t role;
@@ -30,14 +45,28 @@ typedef struct quantize_tensor {
     int64_t shape[4];
     uint64_t n_bytes, offset; /* behind the header of its file */
 } quantize_tensor;
+/* A tensor of a GGUF. */
+typedef struct quantize_gguf_tensor {
+    char name[64];
+    dsi_dtype dtype;
+    uint32_t n_dims;
+    int64_t ne[3]; /* the fastest first */
+    uint64_t offset;
+} quantize_gguf_tensor;
 typedef struct quantize_plan {
     const dsi_checkpoint *from;
     const dsi_config *config;
     const quantize_form *form;
     const char *keep;
-    quantize_tensor *tensors; /* shard by shard; inside one, wider types first */
+    const struct quantize_search *search; /* for scales */
+    quantize_tensor *tensors;             /* shard by shard; inside one, wider types first */
     uint32_t n_tensors;
-    uint32_t *first_of_shard; /* [n_shards + 1] */
+    uint32_t n_files;         /* to write: as many as there are shards, or one GGUF */
+    uint32_t *first_of_shard; /* [n_shards + 1]; NULL: GGUF */
+    quantize_gguf_tensor *gguf;
+    uint32_t n_gguf, n_wide; /* tensors of the GGUF; those whose rows the type does not divide */
+    float *rope_divisors;    /* [n_rope_divisors] the first tensor of a GGUF of Llama 3; NULL */
+    uint32_t n_rope_divisors;
     uint64_t n_bytes_in, n_bytes_out;
     uint32_t n_quantised;
 } quantize_plan;
@@ -50,6 +79,27 @@ void quantize_plan_free(quantize_plan *plan);
 bool quantize_name(const quantize_plan *plan, const quantize_tensor *tensor, char *name,
                    size_t n_bytes);
 
+/* ---- GGUF (quantize_gguf.c, quantize_gguf_keys.c). */
+/* The tensors of the GGUF, and of which weights they are made. As quantize_plan_make, which calls
+ * it. */
+dsi_status quantize_gguf_plan(quantize_plan *plan, dsi_error *error);
+/* Rows of a tensor that are made together: unit `unit` of n_units. */
+typedef struct quantize_unit {
+    int64_t n, k;  /* rows and their numbers, in the order of the file */
+    int64_t first; /* how many rows lie in front of them in the tensor */
+} quantize_unit;
+int64_t quantize_gguf_units(const quantize_plan *plan, const quantize_tensor *tensor);
+/* Its numbers as f32 [n][k] in `to`; room: as much again. */
+quantize_unit quantize_gguf_read(const quantize_plan *plan, const quantize_tensor *tensor,
+                                 int64_t unit, float *to, float *room);
+/* The header: keys, tokenizer, list of tensors, and the rope's divisors behind it. *n_bytes_header:
+ * without those. CLI_OK or an exit code, after explaining. */
+int quantize_gguf_header(const quantize_plan *plan, cli_bytes *bytes, uint64_t *n_bytes_header,
+                         const char *path);
+/* n rows of k numbers in a type of the file; error as quantize_rows. */
+void quantize_pack(const quantize_plan *plan, dsi_dtype dtype, const float *x, int64_t n, int64_t k,
+                   uint8_t *to, double error[2]);
+
 /* ---- Rows (quantize_rows.c). */
 enum { QUANTIZE_BLOCK = 128 }; /* rows that are worked on together: those of a block of scales */
 /* Rows [row, row + n) of a weight as f32 [n][k]. */
@@ -60,12 +110,13 @@ void quantize_read_rows(const quantize_plan *plan, const dsi_file_tensor *weight
  * error[1] of the weights. `row` is a multiple of QUANTIZE_BLOCK. */
 void quantize_rows(const quantize_form *form, const float *x, int64_t n, int64_t k, uint8_t *codes,
                    uint8_t *scales, double error[2]);
+double quantize_squares(const float *x, int64_t n);                /* their sum */
 int64_t quantize_code_bytes(const quantize_form *form, int64_t k); /* of a row */
 
 /* ---- Files (quantize_files.c). */
 typedef struct quantize_output {
-    const char *folder;
-    int journal, file; /* descriptors, -1: closed */
+    const char *folder; /* or the GGUF */
+    int journal, file;  /* descriptors, -1: closed */
     uint64_t header_bytes;
     bool *done;    /* [n_tensors of the source] written, by an earlier run or this one */
     float *errors; /* [the same] relative error of what was quantised, -1 of what was copied */
@@ -73,16 +124,16 @@ typedef struct quantize_output {
     cli_bytes lines; /* of the journal, whose bytes may not be on the disk yet */
 } quantize_output;
 /* The folder: new, empty, or one that an earlier run with the same source and options left
- * unfinished. CLI_OK or an exit code, after explaining; close it in any case. */
+ * unfinished; or the GGUF, of which the same holds. CLI_OK or an exit code, after explaining; close
+ * it in any case. */
 int quantize_open_output(const quantize_plan *plan, const char *folder, quantize_output *out);
-/* The file of a shard, at its full length, with its header. *whole: it is finished already. */
-int quantize_open_shard(const quantize_plan *plan, uint32_t shard, quantize_output *out,
-                        bool *whole);
+/* A file, at its full length, with its header. *whole: it is finished already. */
+int quantize_open_file(const quantize_plan *plan, uint32_t file, quantize_output *out, bool *whole);
 /* Bytes at an offset behind the header, from any thread; 0, or -1 with errno. */
 int quantize_write(const quantize_output *out, const void *data, uint64_t n_bytes, uint64_t offset);
 /* All that source tensor i becomes is written, n_bytes of it; error: as in `errors`. */
 int quantize_note(quantize_output *out, uint32_t i, double error, uint64_t n_bytes);
-int quantize_close_shard(const quantize_plan *plan, uint32_t shard, quantize_output *out);
+int quantize_close_file(const quantize_plan *plan, uint32_t file, quantize_output *out);
 /* The index, the small files, config.json last: from then on the folder is a model. */
 int quantize_finish(const quantize_plan *plan, quantize_output *out);
 void quantize_close_output(quantize_output *out);

@@ -1,7 +1,7 @@
 /* quantize_files.c: the output of `dsinfer quantize`, so that a run that was killed can be taken up
- * again. Shards are written as NAME.part and renamed when they are whole; quantize.journal holds a
- * line for each weight whose bytes are on the disk; config.json comes last, so what is unfinished
- * is no model to anybody. */
+ * again. Files are written as NAME.part and renamed when they are whole; quantize.journal, or for a
+ * GGUF NAME.gguf.journal, holds a line for each weight whose bytes are on the disk; config.json
+ * comes last, so what is unfinished is no model to anybody. */
 #include "quantize.h"
 
 #include "../../lib/base/json.h"
@@ -17,7 +17,6 @@
 #include <unistd.h>
 
 enum { PATH_BYTES = 4096, HEAD_BYTES = 512, MAX_JOURNAL_BYTES = 64 << 20 };
-static const char journal_name[] = "quantize.journal";
 /* What a run that was killed, or a power cut, may have to do again: a 32nd, within these. */
 static const uint64_t least_sync = UINT64_C(1) << 19, most_sync = UINT64_C(1) << 30;
 
@@ -41,6 +40,19 @@ static bool join(char path[PATH_BYTES], const char *folder, const char *name, co
 static const char *base_name(const char *path) {
     const char *slash = strrchr(path, '/');
     return slash ? slash + 1 : path;
+}
+
+static bool journal_path(char path[PATH_BYTES], const quantize_plan *plan, const char *out) {
+    const char *tail = plan->form->blocks ? ".journal" : "/quantize.journal";
+    int n = snprintf(path, PATH_BYTES, "%s%s", out, tail);
+    return n > 0 && n < PATH_BYTES;
+}
+/* File `file` of the output; tail: ".part" until it is whole. */
+static bool file_path(char path[PATH_BYTES], const quantize_plan *plan, uint32_t file,
+                      const char *out, const char *tail) {
+    if (!plan->form->blocks) return join(path, out, base_name(plan->from->shards[file].path), tail);
+    int n = snprintf(path, PATH_BYTES, "%s%s", out, tail);
+    return n > 0 && n < PATH_BYTES;
 }
 
 static int write_all(int fd, const void *data, uint64_t n, uint64_t offset) {
@@ -115,16 +127,27 @@ static bool is_empty(const char *folder) {
     return empty;
 }
 
+/* The folder in which a GGUF is made. */
+static void parent_of(const char *path, char folder[PATH_BYTES]) {
+    size_t n = (size_t)(base_name(path) - path);
+    if (n > 1) n--;
+    snprintf(folder, PATH_BYTES, "%.*s", n ? (int)n : 1, n ? path : ".");
+}
+
 static int begin(const quantize_plan *plan, const char *path, const quantize_output *out) {
-    char head[HEAD_BYTES];
+    char head[HEAD_BYTES], folder[PATH_BYTES];
     struct statvfs disk;
-    if (!is_empty(out->folder)) {
+    if (plan->form->blocks)
+        parent_of(out->folder, folder);
+    else
+        snprintf(folder, sizeof folder, "%s", out->folder);
+    if (!plan->form->blocks && !is_empty(out->folder)) {
         cli_error(cli_tr("%s is not empty", "%s 不是空目录"), cli_show(out->folder).text);
         cli_hint(cli_tr("give a folder that is not there yet", "请给出尚不存在的目录"));
         return CLI_USAGE;
     }
     uint64_t free_bytes = UINT64_MAX;
-    if (statvfs(out->folder, &disk) == 0) free_bytes = (uint64_t)disk.f_bavail * disk.f_frsize;
+    if (statvfs(folder, &disk) == 0) free_bytes = (uint64_t)disk.f_bavail * disk.f_frsize;
     if (free_bytes < plan->n_bytes_out) {
         cli_error(
             cli_tr("%s: the model takes %s, the disk has %s free", "%s：模型需要 %s，磁盘只剩 %s"),
@@ -141,8 +164,14 @@ static int begin(const quantize_plan *plan, const char *path, const quantize_out
     return good ? CLI_OK : io_error(cli_tr("cannot write", "无法写入"), path);
 }
 
+/* What is there only when all is done. */
+static bool last_path(char path[PATH_BYTES], const quantize_plan *plan, const char *out) {
+    return plan->form->blocks ? file_path(path, plan, 0, out, "")
+                              : join(path, out, "config.json", "");
+}
+
 int quantize_open_output(const quantize_plan *plan, const char *folder, quantize_output *out) {
-    char path[PATH_BYTES], config[PATH_BYTES];
+    char path[PATH_BYTES], last[PATH_BYTES];
     *out = (quantize_output){.folder = folder, .journal = -1, .file = -1};
     out->sync_bytes = plan->n_bytes_out / 32;
     if (out->sync_bytes < least_sync) out->sync_bytes = least_sync;
@@ -150,14 +179,16 @@ int quantize_open_output(const quantize_plan *plan, const char *folder, quantize
     out->done = dsi_sys_calloc(plan->from->n_tensors, sizeof *out->done);
     out->errors = dsi_sys_calloc(plan->from->n_tensors, sizeof *out->errors);
     if (!out->done || !out->errors) return no_memory();
-    if (!join(path, folder, journal_name, "") || !join(config, folder, "config.json", "")) {
+    if (!journal_path(path, plan, folder) || !last_path(last, plan, folder)) {
         cli_error(cli_tr("--out: the path is too long", "--out：路径过长"));
         return CLI_USAGE;
     }
-    if (mkdir(folder, 0777) != 0 && errno != EEXIST)
+    if (!plan->form->blocks && mkdir(folder, 0777) != 0 && errno != EEXIST)
         return io_error(cli_tr("cannot create", "无法创建"), folder);
-    if (dsi_sys_is_file(config) && !dsi_sys_is_file(path)) {
-        cli_error(cli_tr("%s holds a model already", "%s 中已有模型"), cli_show(folder).text);
+    if (dsi_sys_is_file(last) && !dsi_sys_is_file(path)) {
+        cli_error(plan->form->blocks ? cli_tr("%s is there already", "%s 已存在")
+                                     : cli_tr("%s holds a model already", "%s 中已有模型"),
+                  cli_show(folder).text);
         cli_hint(cli_tr("give another --out", "请另选 --out"));
         return CLI_USAGE;
     }
@@ -237,33 +268,39 @@ static bool make_header(const quantize_plan *plan, uint32_t shard, cli_bytes *he
     return good;
 }
 
-static uint64_t data_bytes(const quantize_plan *plan, uint32_t shard) {
+static uint64_t data_bytes(const quantize_plan *plan, uint32_t file) {
     uint64_t n = 0;
-    for (uint32_t i = plan->first_of_shard[shard]; i < plan->first_of_shard[shard + 1]; i++)
+    if (plan->form->blocks) return plan->n_bytes_out;
+    for (uint32_t i = plan->first_of_shard[file]; i < plan->first_of_shard[file + 1]; i++)
         n += plan->tensors[i].n_bytes;
     return n;
 }
 
-int quantize_open_shard(const quantize_plan *plan, uint32_t shard, quantize_output *out,
-                        bool *whole) {
-    const char *name = base_name(plan->from->shards[shard].path);
+int quantize_open_file(const quantize_plan *plan, uint32_t file, quantize_output *out,
+                       bool *whole) {
     char path[PATH_BYTES], part[PATH_BYTES];
-    if (!join(path, out->folder, name, "") || !join(part, out->folder, name, ".part"))
+    int code = CLI_OK;
+    if (!file_path(path, plan, file, out->folder, "") ||
+        !file_path(part, plan, file, out->folder, ".part"))
         return no_memory();
     *whole = dsi_sys_is_file(path);
     if (*whole) return CLI_OK;
     cli_bytes header = {0};
-    if (!make_header(plan, shard, &header)) {
-        cli_bytes_free(&header);
-        return no_memory();
+    if (plan->form->blocks)
+        code = quantize_gguf_header(plan, &header, &out->header_bytes, out->folder);
+    else if (make_header(plan, file, &header))
+        out->header_bytes = header.n_bytes;
+    else
+        code = no_memory();
+    if (code == CLI_OK) {
+        uint64_t n_bytes = out->header_bytes + data_bytes(plan, file);
+        out->file = open(part, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+        if (out->file < 0 || ftruncate(out->file, (off_t)n_bytes) != 0 ||
+            write_all(out->file, header.data, header.n_bytes, 0) != 0)
+            code = io_error(cli_tr("cannot write", "无法写入"), part);
     }
-    out->header_bytes = header.n_bytes;
-    uint64_t n_bytes = header.n_bytes + data_bytes(plan, shard);
-    out->file = open(part, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    bool good = out->file >= 0 && ftruncate(out->file, (off_t)n_bytes) == 0 &&
-                write_all(out->file, header.data, header.n_bytes, 0) == 0;
     cli_bytes_free(&header);
-    return good ? CLI_OK : io_error(cli_tr("cannot write", "无法写入"), part);
+    return code;
 }
 
 int quantize_write(const quantize_output *out, const void *data, uint64_t n_bytes,
@@ -271,11 +308,11 @@ int quantize_write(const quantize_output *out, const void *data, uint64_t n_byte
     return write_all(out->file, data, n_bytes, out->header_bytes + offset);
 }
 
-int quantize_close_shard(const quantize_plan *plan, uint32_t shard, quantize_output *out) {
-    const char *name = base_name(plan->from->shards[shard].path);
+int quantize_close_file(const quantize_plan *plan, uint32_t file, quantize_output *out) {
     char path[PATH_BYTES], part[PATH_BYTES];
     int code = sync_lines(out);
-    if (!join(path, out->folder, name, "") || !join(part, out->folder, name, ".part"))
+    if (!file_path(path, plan, file, out->folder, "") ||
+        !file_path(part, plan, file, out->folder, ".part"))
         return no_memory();
     bool good = code == CLI_OK && fsync(out->file) == 0;
     if (close(out->file) != 0) good = false;
@@ -414,11 +451,14 @@ static int write_config(const quantize_plan *plan, const quantize_output *out) {
 
 int quantize_finish(const quantize_plan *plan, quantize_output *out) {
     char path[PATH_BYTES];
-    int code = write_index(plan, out);
-    if (code == CLI_OK) code = copy_small_files(plan, out);
-    if (code == CLI_OK) code = write_config(plan, out);
+    int code = CLI_OK;
+    if (!plan->form->blocks) {
+        code = write_index(plan, out);
+        if (code == CLI_OK) code = copy_small_files(plan, out);
+        if (code == CLI_OK) code = write_config(plan, out);
+    }
     if (code != CLI_OK) return code;
-    if (join(path, out->folder, journal_name, "") && unlink(path) == 0) return CLI_OK;
+    if (journal_path(path, plan, out->folder) && unlink(path) == 0) return CLI_OK;
     return io_error(cli_tr("cannot remove", "无法删除"), path);
 }
 

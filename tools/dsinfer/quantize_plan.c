@@ -4,6 +4,7 @@
 #include "quantize.h"
 
 #include "../../lib/base/sys.h"
+#include "quantize_search.h"
 #include <inttypes.h>
 #include <string.h>
 
@@ -22,16 +23,19 @@
  */
 static const quantize_form forms[] = {
     {"int8", DSI_DTYPE_I8, DSI_SCALE_CHANNEL, 0, DSI_DTYPE_F32, "weight_scale",
-     CT("int-quantized", CT_ACTIVATIONS, "8", "\"strategy\": \"channel\""), NULL},
+     CT("int-quantized", CT_ACTIVATIONS, "8", "\"strategy\": \"channel\""), NULL, DSI_DTYPE_NONE},
     {"int8-block", DSI_DTYPE_I8, DSI_SCALE_BLOCK_128, 0, DSI_DTYPE_F32, "weight_scale",
      CT("int-quantized", CT_ACTIVATIONS, "8",
         "\"strategy\": \"block\", \"block_structure\": [128, 128]"),
-     NULL},
+     NULL, DSI_DTYPE_NONE},
     {"int4", DSI_DTYPE_I4, DSI_SCALE_GROUP, 128, DSI_DTYPE_BF16, "weight_scale",
-     CT("pack-quantized", "null", "4", "\"strategy\": \"group\", \"group_size\": 128"),
-     "self_attn"},
+     CT("pack-quantized", "null", "4", "\"strategy\": \"group\", \"group_size\": 128"), "self_attn",
+     DSI_DTYPE_NONE},
     {"int4-g32", DSI_DTYPE_I4, DSI_SCALE_GROUP, 32, DSI_DTYPE_BF16, "weight_scale",
-     CT("pack-quantized", "null", "4", "\"strategy\": \"group\", \"group_size\": 32"), "self_attn"},
+     CT("pack-quantized", "null", "4", "\"strategy\": \"group\", \"group_size\": 32"), "self_attn",
+     DSI_DTYPE_NONE},
+    {.name = "q8_0", .blocks = DSI_DTYPE_Q8_0},
+    {.name = "q4_k", .blocks = DSI_DTYPE_Q4_K},
 };
 
 const quantize_form *quantize_form_find(const char *name) {
@@ -121,7 +125,7 @@ static dsi_status check_source(const quantize_plan *p, const dsi_file_tensor *t,
                         "%s: tensor \"%s\" is FP8 and has no F32 scales of 128 x 128 blocks",
                         p->from->shards[t->shard].path, t->name);
     }
-    if (!is_matrix(t) || is_plain(t->dtype)) return DSI_OK;
+    if (is_plain(t->dtype) || !(is_matrix(t) || p->form->blocks)) return DSI_OK;
     return dsi_fail(error, DSI_E_UNSUPPORTED,
                     "%s: tensor \"%s\" is %s; a model is quantised from FP8, BF16, F16 or F32",
                     p->from->shards[t->shard].path, t->name, dsi_dtype_name(t->dtype));
@@ -148,28 +152,43 @@ static void lay_out(quantize_plan *p, uint32_t shard, const quantize_tensor *mad
     p->first_of_shard[shard + 1] = p->n_tensors;
 }
 
+/* Every shard becomes one of the same name. */
+static dsi_status plan_shards(quantize_plan *p, quantize_tensor *made, dsi_error *error) {
+    const dsi_checkpoint *from = p->from;
+    uint32_t n = 0;
+    p->n_files = from->n_shards;
+    p->first_of_shard = dsi_sys_calloc((uint64_t)from->n_shards + 1, sizeof *p->first_of_shard);
+    if (!p->first_of_shard)
+        return dsi_fail(error, DSI_E_NOMEM, "no memory for a list of %u files", from->n_shards);
+    for (uint32_t i = 0; i < from->n_tensors; i++) {
+        uint32_t n_made = make_tensors(p, i, made + n);
+        p->n_quantised += n_made > 1;
+        n += n_made;
+    }
+    for (uint32_t shard = 0; shard < from->n_shards; shard++) lay_out(p, shard, made, n);
+    return DSI_OK;
+}
+
 dsi_status quantize_plan_make(const dsi_checkpoint *from, const dsi_config *config,
                               const quantize_form *form, const char *keep, quantize_plan *plan,
                               dsi_error *error) {
-    *plan = (quantize_plan){.from = from, .config = config, .form = form, .keep = keep};
+    *plan = (quantize_plan){.from = from,
+                            .config = config,
+                            .form = form,
+                            .keep = keep,
+                            .search = quantize_search_best()};
     uint64_t room = 3ull * from->n_tensors;
     quantize_tensor *made = dsi_sys_calloc(room, sizeof *made);
     plan->tensors = dsi_sys_calloc(room, sizeof *plan->tensors);
-    plan->first_of_shard =
-        dsi_sys_calloc((uint64_t)from->n_shards + 1, sizeof *plan->first_of_shard);
     dsi_status status = DSI_OK;
-    uint32_t n = 0;
-    if (!made || !plan->tensors || !plan->first_of_shard)
+    if (!made || !plan->tensors)
         status = dsi_fail(error, DSI_E_NOMEM, "no memory for a list of %" PRIu64 " tensors", room);
     for (uint32_t i = 0; i < from->n_tensors && !status; i++) {
         status = check_source(plan, &from->tensors[i], error);
-        uint32_t n_made = make_tensors(plan, i, made + n);
-        plan->n_quantised += n_made > 1;
         plan->n_bytes_in += from->tensors[i].n_bytes;
-        n += n_made;
     }
-    for (uint32_t shard = 0; shard < from->n_shards && !status; shard++)
-        lay_out(plan, shard, made, n);
+    if (!status)
+        status = form->blocks ? quantize_gguf_plan(plan, error) : plan_shards(plan, made, error);
     dsi_sys_free(made);
     if (status) quantize_plan_free(plan);
     return status;
@@ -178,6 +197,8 @@ dsi_status quantize_plan_make(const dsi_checkpoint *from, const dsi_config *conf
 void quantize_plan_free(quantize_plan *plan) {
     dsi_sys_free(plan->tensors);
     dsi_sys_free(plan->first_of_shard);
+    dsi_sys_free(plan->gguf);
+    dsi_sys_free(plan->rope_divisors);
     *plan = (quantize_plan){0};
 }
 

@@ -22,7 +22,7 @@ static void read_fp8_row(const uint8_t *codes, const uint8_t *scales, int64_t k,
 
 void quantize_read_rows(const quantize_plan *plan, const dsi_file_tensor *weight, int64_t row,
                         int64_t n, float *to) {
-    const int64_t k = weight->shape[1];
+    const int64_t k = weight->shape[weight->n_dims - 1];
     const uint8_t *data = dsi_checkpoint_data(plan->from, weight);
     if (weight->dtype != DSI_DTYPE_E4M3) {
         const int64_t row_bytes = k * dsi_dtype_bytes(weight->dtype);
@@ -99,6 +99,13 @@ static float squares(const float *x, int64_t n) {
         for (int j = 0; j < STEP; j++) sum[j] += x[i + j] * x[i + j];
     for (; i < n; i++) sum[0] += x[i] * x[i];
     for (int j = 0; j < STEP; j++) all += sum[j];
+    return all;
+}
+
+double quantize_squares(const float *x, int64_t n) {
+    double all = 0;
+    for (int64_t i = 0; i < n; i += QUANTIZE_BLOCK)
+        all += (double)squares(x + i, dsi_min_i64(QUANTIZE_BLOCK, n - i));
     return all;
 }
 

@@ -61,10 +61,10 @@ const cli_option cli_option_table[] = {
      "write such a manifest (-: stdout)", "生成这样的清单（- 为标准输出）"},
     {"hash", 0, CLI_WORD, CLI_VERIFY, 0, FIELD(hash), 0, 0, "HASH", "sha256|sm3",
      "digest (default sha256)", "摘要算法（默认 sha256）"},
-    {"to", 0, CLI_WORD, CLI_QUANTIZE, 0, FIELD(to), 0, 0, "FORM", "int8|int8-block|int4|int4-g32",
-     "form of matrices", "矩阵格式"},
+    {"to", 0, CLI_WORD, CLI_QUANTIZE, 0, FIELD(to), 0, 0, "FORM",
+     "int8|int8-block|int4|int4-g32|q8_0|q4_k", "form", "格式"},
     {"out", 'o', CLI_TEXT, CLI_QUANTIZE, 0, FIELD(out), 0, 0, "DIR", NULL,
-     "folder to write; an unfinished one is gone on with", "输出目录；未完成的会接着做"},
+     "folder or .gguf; an unfinished one is gone on with", "输出目录或 .gguf；未完成的会接着做"},
     {"keep", 0, CLI_TEXT, CLI_QUANTIZE, 0, FIELD(keep), 0, 0, "PART", NULL,
      "leave matrices named so (4 bits: self_attn)", "名称含此的矩阵不变（4 位默认 self_attn）"},
     {"text", 0, CLI_TEXT, CLI_QUANTIZE, 0, FIELD(text), 0, 0, "FILE", NULL,
@@ -223,12 +223,15 @@ const cli_command cli_command_table[] = {
      "把模型的矩阵量化为 8 位或 4 位",
      {"dsinfer quantize -m MODEL --to int8 --out MODEL-int8",
       "dsinfer quantize -m MODEL --to int4 --out MODEL-int4 --text sample.txt",
-      "dsinfer quantize -m MODEL --to int4 --keep none --out MODEL-int4 --json"},
+      "dsinfer quantize -m MODEL --to q4_k --out MODEL-q4_k.gguf"},
      "A run that was stopped goes on with the same command. Scales: int8 per row,\n"
-     "int8-block per 128 x 128, int4 per 128 columns, int4-g32 per 32. Router,\n"
-     "embeddings and head stay as they are.",
+     "int8-block per 128 x 128, int4 per 128 columns, int4-g32 per 32; router,\n"
+     "embeddings and head stay as they are. q8_0 and q4_k write one GGUF file with\n"
+     "the tokenizer inside, which llama.cpp opens too; embeddings and head in Q8_0.",
      "中断后重新运行同一命令会从断点继续。缩放粒度：int8 每行，int8-block 每\n"
-     "128 x 128，int4 每 128 列，int4-g32 每 32 列。路由、词嵌入与输出头不变。"},
+     "128 x 128，int4 每 128 列，int4-g32 每 32 列；路由、词嵌入与输出头不变。\n"
+     "q8_0、q4_k 写出一个含分词器的 GGUF 文件，llama.cpp 也能打开；词嵌入与输\n"
+     "出头用 Q8_0。"},
     {CLI_DOCTOR,
      "doctor",
      cli_doctor,
