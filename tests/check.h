@@ -45,7 +45,7 @@ typedef struct check_kernel {
     bool flushes_denormals; /* VDPBF16PS takes denormal bf16 as zero and flushes its results */
 } check_kernel;
 
-enum { CHECK_BENCH_SHAPES = 32 };
+enum { CHECK_BENCH_SHAPES = 48 };
 typedef struct check_speed {
     char shape[64];
     double gb_per_s, gflop_per_s; /* 0: not meaningful */

@@ -93,10 +93,12 @@ static void bench_blocks(check_run *run, bench *b) {
     static const struct {
         dsi_dtype dtype;
         const char *name;
-    } types[] = {
-        {DSI_DTYPE_Q8_0, "Q8_0"}, {DSI_DTYPE_Q4_0, "Q4_0"},     {DSI_DTYPE_Q4_K, "Q4_K"},
-        {DSI_DTYPE_Q6_K, "Q6_K"}, {DSI_DTYPE_Q5_K, "Q5_K"},     {DSI_DTYPE_Q3_K, "Q3_K"},
-        {DSI_DTYPE_Q2_K, "Q2_K"}, {DSI_DTYPE_IQ4_XS, "IQ4_XS"}, {DSI_DTYPE_IQ2_XXS, "IQ2_XXS"}};
+    } types[] = {{DSI_DTYPE_Q8_0, "Q8_0"},       {DSI_DTYPE_Q4_0, "Q4_0"},
+                 {DSI_DTYPE_Q4_K, "Q4_K"},       {DSI_DTYPE_Q6_K, "Q6_K"},
+                 {DSI_DTYPE_Q5_K, "Q5_K"},       {DSI_DTYPE_Q3_K, "Q3_K"},
+                 {DSI_DTYPE_Q2_K, "Q2_K"},       {DSI_DTYPE_IQ4_XS, "IQ4_XS"},
+                 {DSI_DTYPE_IQ2_XXS, "IQ2_XXS"}, {DSI_DTYPE_IQ3_XXS, "IQ3_XXS"},
+                 {DSI_DTYPE_IQ1_S, "IQ1_S"},     {DSI_DTYPE_Q4_1, "Q4_1"}};
     const bool decodes = run->kernel->type == CHECK_decode_blocks;
     const int64_t rows = decodes ? 1 : EXPERT, most = decodes ? 1 : 256;
     const enum check_format x = strstr(run->kernel->stem, "_bf16") ? CHECK_BF16 : CHECK_F32;
@@ -117,7 +119,9 @@ static void bench_blocks(check_run *run, bench *b) {
                               .k = HIDDEN,
                               .w_dtype = types[i].dtype,
                               .scratch = numbers(CHECK_FP8, dsi_matmul_scratch_bytes(HIDDEN), 0)};
-        for (int64_t m = 1; m <= (run->kernel->is_ref ? 1 : most); m *= 16) {
+        static const int64_t m_list[] = {1, 4, 32, 256};
+        for (int j = 0; j < (decodes || run->kernel->is_ref ? 1 : 4); j++) {
+            const int64_t m = m_list[j];
             b->matmul.m = m;
             double seconds = check_seconds_per_call(call, b);
             check_add_speed(run, seconds, (double)b->copy_bytes,

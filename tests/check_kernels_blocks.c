@@ -258,5 +258,6 @@ void check_blocks(check_run *run) {
         check_product(run, type, 2, 9, 1300 / values);
         check_product(run, type, 14, 18, 768 / values);
         check_product(run, type, 75, 5, 256 / values);
+        if (values < 256) check_product(run, type, 15, 5, 608 / values); /* no whole 256 */
     }
 }

@@ -56,9 +56,35 @@ static inline dsi_block_shape dsi_block_shape_of(dsi_dtype dtype) {
 
 static inline bool dsi_is_block(dsi_dtype dtype) { return dtype >= DSI_DTYPE_BLOCKS; }
 
-/* Takes a block apart. Types with many groups in common arithmetic have vector code of their own
- * beside this, which is the truth. */
+/* Is a block of this type looked up in tables, or its digits divided, before it can be multiplied?
+ * Products with few rows are as fast as that then, not as fast as memory. */
+static inline bool dsi_block_is_apart(dsi_dtype dtype) {
+    switch (dtype) {
+    case DSI_DTYPE_Q8_0:
+    case DSI_DTYPE_Q4_0:
+    case DSI_DTYPE_Q4_1:
+    case DSI_DTYPE_Q5_0:
+    case DSI_DTYPE_Q5_1:
+    case DSI_DTYPE_Q2_K:
+    case DSI_DTYPE_Q3_K:
+    case DSI_DTYPE_Q4_K:
+    case DSI_DTYPE_Q5_K:
+    case DSI_DTYPE_Q6_K:
+    case DSI_DTYPE_IQ4_NL:
+    case DSI_DTYPE_IQ4_XS:
+        return false;
+    default:
+        return dsi_is_block(dtype);
+    }
+}
+
+/* Takes a block apart: the truth. */
 void dsi_block_read(dsi_dtype dtype, const uint8_t *block, dsi_block_parts *parts);
+/* Takes n blocks that lie side by side apart as if they were one, of at most DSI_BLOCK_VALUES_MAX
+ * values; types of 256 values: one block. `min` of types without minimums is left as it is. */
+typedef void (*dsi_blocks_read_fn)(const uint8_t *blocks, int n, dsi_block_parts *parts);
+/* read_avx2.c: for CPUs with AVX2 and F16C. */
+dsi_blocks_read_fn dsi_blocks_reader__avx2(dsi_dtype dtype);
 
 /* The values of 4 bits of IQ4_NL and IQ4_XS; of MXFP4 and NVFP4. */
 extern const int8_t dsi_iq4_values[16], dsi_fp4_values[16];

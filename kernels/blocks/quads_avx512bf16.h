@@ -110,21 +110,16 @@ DSI_INLINE dsi_span_rows dsi_quad_at(const dsi_span_type *t, const dsi_matmul_ar
     dsi_span_rows at;
     const int64_t byte = k / t->values * t->bytes;
     const int64_t left = (a->k - k) / t->values;
+    const dsi_blocks_read_fn read = t->parts ? dsi_blocks_reader__avx2(a->w_dtype) : NULL;
     for (int r = 0; r < 4; r++) {
         at.row[r] = rows->row[r] + byte;
-        if (t->parts && t->values == 32) {
-            /* Four blocks become one of 128 columns. */
-            dsi_block_parts *p = &room->parts[r], one;
-            memset(p, 0, sizeof *p);
-            for (int b = 0; b < dsi_least(4, left); b++) {
-                dsi_block_read(a->w_dtype, at.row[r] + b * t->bytes, &one);
-                memcpy(p->q + 32 * b, one.q, 32);
-                p->scale[b] = one.scale[0];
-            }
+        if (t->parts) {
+            /* Up to four blocks of 32 values become one of 128 columns. */
+            dsi_block_parts *p = &room->parts[r];
+            const int blocks = t->values == 32 ? (int)dsi_least(4, left) : 1;
+            if (t->values == 32 && blocks < 4) memset(p, 0, sizeof *p);
+            read(at.row[r], blocks, p);
             at.row[r] = (const uint8_t *)p;
-        } else if (t->parts) {
-            dsi_block_read(a->w_dtype, at.row[r], &room->parts[r]);
-            at.row[r] = (const uint8_t *)&room->parts[r];
         } else if (t->values == 32 && left < 4) {
             memset(room->tail[r], 0, sizeof room->tail[r]);
             memcpy(room->tail[r], at.row[r], (size_t)(left * t->bytes));

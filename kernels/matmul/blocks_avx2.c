@@ -4,9 +4,9 @@
 #include "../blocks/rows.h"
 
 void dsi_matmul_blocks_bf16__avx2(const dsi_matmul_args *args) {
-    dsi_rows_matmul(args, DSI_DTYPE_BF16, dsi_decode_blocks__avx2);
+    dsi_rows_matmul(args, DSI_DTYPE_BF16);
 }
 
 void dsi_matmul_blocks_f32__avx2(const dsi_matmul_args *args) {
-    dsi_rows_matmul(args, DSI_DTYPE_F32, dsi_decode_blocks__avx2);
+    dsi_rows_matmul(args, DSI_DTYPE_F32);
 }

@@ -141,6 +141,15 @@ DSI_INLINE int32_t dsi_ints_lanes(dsi_ints sum) { return _mm512_reduce_add_epi32
 /* Stores a chunk as DSI_PANEL_DTYPE. */
 DSI_INLINE void dsi_chunk_store(uint8_t *to, dsi_chunk chunk) { _mm512_storeu_ps(to, chunk); }
 
+/* For weights that are whole numbers times a scale, less a minimum. */
+DSI_INLINE dsi_chunk dsi_chunk_all(float value) { return _mm512_set1_ps(value); }
+DSI_INLINE dsi_chunk dsi_chunk_times(dsi_chunk a, dsi_chunk b) { return _mm512_mul_ps(a, b); }
+DSI_INLINE dsi_chunk dsi_chunk_less(dsi_chunk a, dsi_chunk b) { return _mm512_sub_ps(a, b); }
+/* a * b - c, rounded once. */
+DSI_INLINE dsi_chunk dsi_chunk_times_less(dsi_chunk a, dsi_chunk b, dsi_chunk c) {
+    return _mm512_fmsub_ps(a, b, c);
+}
+
 DSI_INLINE dsi_sum dsi_sum_zero(void) { return _mm512_setzero_ps(); }
 DSI_INLINE dsi_sum dsi_sum_load(const float *from) { return _mm512_loadu_ps(from); }
 DSI_INLINE void dsi_sum_store(float *to, dsi_sum sum) { _mm512_storeu_ps(to, sum); }

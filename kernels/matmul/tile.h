@@ -170,6 +170,10 @@ DSI_INLINE void dsi_matmul_direct(const dsi_matmul_args *a, dsi_dtype w, dsi_dty
 }
 
 /* Decodes columns [k, k + columns) of `n_rows` weight rows from n on; scales [row][block]. */
+typedef void (*dsi_panel_decode_fn)(const dsi_matmul_args *a, int64_t n, int64_t n_rows, int64_t k,
+                                    int64_t columns, dsi_dtype w, int64_t block, uint8_t *panel,
+                                    float *scales);
+
 DSI_INLINE void dsi_panel_decode(const dsi_matmul_args *a, int64_t n, int64_t n_rows, int64_t k,
                                  int64_t columns, dsi_dtype w, int64_t block, uint8_t *panel,
                                  float *scales) {
@@ -201,14 +205,14 @@ DSI_INLINE void dsi_panel_decode(const dsi_matmul_args *a, int64_t n, int64_t n_
  * totals: [tile of activation rows][tile of weight rows][DSI_TILE_FLOATS]. */
 DSI_INLINE void dsi_matmul_panel(const dsi_matmul_args *a, int64_t n, int64_t n_rows, int64_t m0,
                                  int64_t m1, dsi_dtype w, dsi_dtype x, int64_t block,
-                                 uint8_t *panel, float *totals) {
+                                 dsi_panel_decode_fn decode, uint8_t *panel, float *totals) {
     float scales[DSI_PANEL_N * DSI_PANEL_BLOCKS];
     const int64_t tiles_m = (m1 - m0 + DSI_TILE_M - 1) / DSI_TILE_M;
     const int64_t tiles_n = (n_rows + DSI_TILE_N - 1) / DSI_TILE_N;
     memset(totals, 0, (size_t)(tiles_m * tiles_n * DSI_TILE_FLOATS) * sizeof *totals);
     for (int64_t k = 0; k < a->k; k += DSI_PANEL_K) {
         int64_t columns = dsi_min(DSI_PANEL_K, a->k - k);
-        dsi_panel_decode(a, n, n_rows, k, columns, w, block, panel, scales);
+        decode(a, n, n_rows, k, columns, w, block, panel, scales);
         for (int64_t i = 0; i < tiles_m; i++) {
             dsi_tile t;
             dsi_tile_set_x(&t, a, m0 + i * DSI_TILE_M, k, x);
@@ -230,12 +234,8 @@ DSI_INLINE void dsi_matmul_panel(const dsi_matmul_args *a, int64_t n, int64_t n_
                             dsi_min(DSI_TILE_M, m1 - m0 - i * DSI_TILE_M), n + j * DSI_TILE_N);
 }
 
-DSI_INLINE void dsi_matmul_blocks(const dsi_matmul_args *a, dsi_dtype w, dsi_dtype x,
-                                  int64_t block) {
-    if (a->m <= DSI_DIRECT_M || a->k < DSI_PANEL_K) {
-        dsi_matmul_direct(a, w, x, block);
-        return;
-    }
+DSI_INLINE void dsi_matmul_panels(const dsi_matmul_args *a, dsi_dtype w, dsi_dtype x, int64_t block,
+                                  dsi_panel_decode_fn decode) {
     /* Half of the scratch at most is panel; totals of one activation row take row_bytes. */
     const int64_t panel_bytes = DSI_PANEL_N * DSI_PANEL_K * dsi_element_bytes(DSI_PANEL_DTYPE);
     const int64_t row_bytes = DSI_PANEL_N * DSI_LANES * (int64_t)sizeof(float);
@@ -246,7 +246,15 @@ DSI_INLINE void dsi_matmul_blocks(const dsi_matmul_args *a, dsi_dtype w, dsi_dty
     for (int64_t n = a->n0; n < a->n1; n += DSI_PANEL_N)
         for (int64_t i = 0; i < a->m; i += m_step)
             dsi_matmul_panel(a, n, dsi_min(DSI_PANEL_N, a->n1 - n), i, dsi_min(a->m, i + m_step), w,
-                             x, block, panel, totals);
+                             x, block, decode, panel, totals);
+}
+
+DSI_INLINE void dsi_matmul_blocks(const dsi_matmul_args *a, dsi_dtype w, dsi_dtype x,
+                                  int64_t block) {
+    if (a->m <= DSI_DIRECT_M || a->k < DSI_PANEL_K)
+        dsi_matmul_direct(a, w, x, block);
+    else
+        dsi_matmul_panels(a, w, x, block, dsi_panel_decode);
 }
 
 /* The matmul of weights of type w and activations of type x, both constants. */
