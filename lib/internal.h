@@ -179,7 +179,7 @@ struct dsi_engine {
     _Atomic uint32_t n_holders;          /* the caller until dsi_engine_close, and its sessions */
     _Atomic bool closed; /* its sessions can only be closed now, and it ends with the last */
     struct dsi_profile *profile; /* NULL: steps are not looked into (profile.c) */
-    char describe[448];
+    char describe[640];
 };
 
 /* One holder fewer; the last one frees. */

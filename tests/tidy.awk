@@ -84,7 +84,7 @@ function project_ok(target) {
     if (area == "tools") return target ~ /^(tools|bench|lib\/(base|model|text))\// ||
         target == "kernels/kernels.h" || target == "kernels/formats.h" || \
         target == "lib/backend/cpu_selftest.h" || \
-        target == "lib/backend/cpu_isa.h"
+        target == "lib/backend/cpu_isa.h" || target == "lib/backend/cpu_path.h"
     return 1
 }
 function check_include(line,    name, target) {

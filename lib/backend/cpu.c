@@ -6,6 +6,7 @@
 #include "backends.h"
 #include "cpu_gemm.h"
 #include "cpu_isa.h"
+#include "cpu_path.h"
 #include "cpu_selftest.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -206,18 +207,19 @@ static dsi_status cpu_device_caps(dsi_dev *dev, dsi_caps *caps) {
 static dsi_status cpu_counters(dsi_dev *dev, uint32_t watch, dsi_dev_counters *counters) {
     uint32_t size = counters->struct_size;
     dsi_pool_counters c = dsi_pool_count(dev->pool);
-    dsi_dev_counters all = {.struct_size = size,
-                            .n_meetings = c.n_meetings,
-                            .waited_seconds = c.waited_seconds};
+    dsi_dev_counters all = {
+        .struct_size = size, .n_meetings = c.n_meetings, .waited_seconds = c.waited_seconds};
     dsi_pool_watch(dev->pool, watch != 0);
     memcpy(counters, &all, size < sizeof all ? size : sizeof all);
     return DSI_OK;
 }
 static const char *cpu_last_error(dsi_dev *dev) { return dev ? dev->error.text : open_error.text; }
 static const char *cpu_describe(dsi_dev *dev) {
+    char *behind = dev->describe + dev->n_described;
+    dsi_cpu_path_describe(dev, behind, sizeof dev->describe - dev->n_described);
+    behind += strlen(behind);
     if (dev->gemm)
-        dsi_cpu_gemm_describe(dev, dev->describe + dev->n_described,
-                              sizeof dev->describe - dev->n_described);
+        dsi_cpu_gemm_describe(dev, behind, sizeof dev->describe - (size_t)(behind - dev->describe));
     return dev->describe;
 }
 
@@ -317,6 +319,7 @@ static dsi_status check_op(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) 
 static dsi_status cpu_op_plan(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {
     uint64_t library = 0;
     dsi_status st = check_op(dev, op, workspace);
+    if (st == DSI_OK) dsi_cpu_path_note(dev, op);
     if (st == DSI_OK && dev->gemm) st = dsi_cpu_gemm_plan(dev, op, &library);
     if (library) *workspace = (*workspace + 63) / 64 * 64 + library;
     return st;

@@ -28,8 +28,9 @@ struct dsi_dev {
     dsi_cpu_share *shares; /* [DSI_CPU_PHASES][n_threads] */
     dsi_log log;
     dsi_error error;
+    uint64_t slow; /* bit n: a planned product has weights of DSI_DTYPE_BLOCKS + n, and is slow */
     char kernels_name[32]; /* of the set, and a mark if the self-test replaced a kernel */
-    char describe[384];
+    char describe[512];
     uint32_t n_described; /* bytes of it that do not depend on what was planned */
 };
 struct dsi_buf {
@@ -96,7 +97,7 @@ dsi_status dsi_cpu_require(dsi_dev *dev, const dsi_op *op, bool ok, const char *
 dsi_matmul_fn dsi_cpu_matmul(const dsi_dev *dev, const dsi_tensor *w, dsi_dtype x_dtype,
                              dsi_matmul_args *args);
 /* The kernel alone, without a weight. */
-dsi_matmul_fn dsi_cpu_matmul_kernel(const dsi_dev *dev, dsi_dtype w_dtype, dsi_dtype x_dtype);
+dsi_matmul_fn dsi_cpu_matmul_kernel(const dsi_kernels *k, dsi_dtype w_dtype, dsi_dtype x_dtype);
 dsi_matmul_t_fn dsi_cpu_matmul_t(const dsi_dev *dev, const dsi_tensor *w, dsi_matmul_t_args *args);
 bool dsi_cpu_weight_ok(const dsi_tensor *w);
 /* Columns that share a multiplier in records for these I8 or I4 weights. */

@@ -459,7 +459,7 @@ static dsi_status plan_weight(dsi_dev *dev, const dsi_tensor *w, dsi_dtype x_dty
                 .x_dtype = x_dtype,
                 .by_row = w->scale_kind == DSI_SCALE_CHANNEL,
                 .k = w->ne[0],
-                .own = dsi_cpu_matmul_kernel(dev, w->dtype, x_dtype),
+                .own = dsi_cpu_matmul_kernel(&dev->kernels, w->dtype, x_dtype),
                 .all = g,
                 .min_rows = INT64_MAX};
     if (!p->own) return DSI_OK;

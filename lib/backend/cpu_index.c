@@ -190,7 +190,7 @@ static void score_rows(const index_job *job, const room *own, int64_t first, int
                          .k = job->dim,
                          .scratch = own->panel,
                          .w_dtype = job->act};
-    dsi_matmul_fn matmul = dsi_cpu_matmul_kernel(job->run->dev, job->act, job->act);
+    dsi_matmul_fn matmul = dsi_cpu_matmul_kernel(&job->run->dev->kernels, job->act, job->act);
     for (int64_t p = p0; p < p1; p++) {
         a.w = dsi_cpu_at(keys, dsi_cpu_page_row(job->batch, r, p), 0);
         matmul(&a);

@@ -51,12 +51,11 @@ dsi_matmul_fn dsi_cpu_matmul(const dsi_dev *dev, const dsi_tensor *w, dsi_dtype 
     args->k = w->ne[0];
     args->x_group = dsi_cpu_a8_group(w);
     args->w_dtype = w->dtype;
-    dsi_matmul_fn own = dsi_cpu_matmul_kernel(dev, w->dtype, x_dtype);
+    dsi_matmul_fn own = dsi_cpu_matmul_kernel(&dev->kernels, w->dtype, x_dtype);
     return dev->gemm ? dsi_cpu_gemm_use(dev, w, x_dtype, args, own) : own;
 }
 
-dsi_matmul_fn dsi_cpu_matmul_kernel(const dsi_dev *dev, dsi_dtype w_dtype, dsi_dtype x_dtype) {
-    const dsi_kernels *k = &dev->kernels;
+dsi_matmul_fn dsi_cpu_matmul_kernel(const dsi_kernels *k, dsi_dtype w_dtype, dsi_dtype x_dtype) {
     bool f32 = x_dtype == DSI_DTYPE_F32;
     switch (w_dtype) {
     case DSI_DTYPE_E4M3:

@@ -1,9 +1,7 @@
 /* doctor_probe.c: what has to be tried out: the kernels, the clock, the model, its disk. */
-#include "../../kernels/kernels.h"
-#include "../../lib/backend/cpu_isa.h"
-#include "../../lib/backend/cpu_selftest.h"
 #include "../../lib/base/sys.h"
 #include "doctor.h"
+#include "kernels.h"
 #include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -20,32 +18,20 @@
 
 /* ---- Kernels --------------------------------------------------------------------------------- */
 
-/* The set that an engine would take, and all that is below it. */
-static uint32_t choose_mask(const cli_options *options, doctor_facts *facts) {
-    const char *want = options->kernels != NULL ? options->kernels : getenv("DSINFER_KERNELS");
-    uint32_t n, best = UINT32_MAX;
-    const dsi_cpu_set *sets = dsi_cpu_sets(&n);
-    facts->isa = dsi_cpu_isa(dsi_isa_detect() | DSI_ISA_REF, NULL);
-    for (uint32_t i = n; i-- > 0;) {
-        if ((sets[i].mask & ~facts->isa) != 0) break;
-        best = i;
-        if (want != NULL && strcmp(want, sets[i].name) == 0) break;
-    }
-    facts->kernels = sets[best].name;
-    return sets[best].mask;
-}
-
 static void probe_kernels(const cli_options *options, doctor_facts *facts) {
-    dsi_cpu_selftest tested;
-    uint32_t mask = choose_mask(options, facts);
+    cli_kernels kernels;
+    cli_kernels_read(options, &kernels);
+    const dsi_cpu_selftest *tested = &kernels.tested;
+    facts->isa = kernels.isa;
+    facts->kernels = kernels.set;
     facts->selftest_seconds = -1;
-    if (dsi_cpu_selftest_run(mask, &tested, NULL) != DSI_OK) return;
-    facts->n_kernels = tested.n_checked;
-    facts->n_wrong = tested.n_failed;
-    facts->selftest_seconds = tested.seconds;
-    if (tested.n_failed > 0)
-        snprintf(facts->wrong, sizeof facts->wrong, "%s (%s) -> %s", tested.faults[0].kernel,
-                 tested.faults[0].why, tested.faults[0].used);
+    if (!kernels.is_tested) return;
+    facts->n_kernels = tested->n_checked;
+    facts->n_wrong = tested->n_failed;
+    facts->selftest_seconds = tested->seconds;
+    if (tested->n_failed > 0)
+        snprintf(facts->wrong, sizeof facts->wrong, "%s (%s) -> %s", tested->faults[0].kernel,
+                 tested->faults[0].why, tested->faults[0].used);
 }
 
 /* ---- System ---------------------------------------------------------------------------------- */

@@ -1,11 +1,13 @@
 /* inspect.c: dsinfer inspect: what a checkpoint is, how large, and what running it would take. */
+#include "../../lib/backend/cpu_path.h"
 #include "../../lib/base/base.h"
-#include "cli.h"
+#include "kernels.h"
 #include <string.h>
 
 enum { MAX_DTYPES = DSI_DTYPE_BLOCKS + 64 }; /* one more than the largest code, and some */
 typedef struct dtype_sum {
     uint64_t n_tensors, n_bytes;
+    dsi_cpu_path path; /* of products with weights of the type, if there are any */
 } dtype_sum;
 
 typedef struct inspected {
@@ -53,7 +55,22 @@ static const char *file_name(const dsi_tensor_info *tensor) {
     return slash == NULL ? tensor->file : slash + 1;
 }
 
+/* The type of the weights of a matrix; NONE: vectors, scales and other things that lie beside them.
+ * Four bits are packed in words. */
+static dsi_dtype weight_type(const dsi_tensor_info *tensor) {
+    const char *dot = strrchr(tensor->name, '.');
+    if (tensor->n_dims < 2 || dot == NULL) return DSI_DTYPE_NONE;
+    if (strcmp(dot, ".weight_packed") == 0) return DSI_DTYPE_I4;
+    return strcmp(dot, ".weight") == 0 ? tensor->dtype : DSI_DTYPE_NONE;
+}
+
 static int survey(inspected *seen) {
+    static const dsi_dtype operands[] = {DSI_DTYPE_BF16, DSI_DTYPE_F32, DSI_DTYPE_I8,
+                                         DSI_DTYPE_BF16};
+    const dsi_dtype x = operands[seen->options->activations % 4];
+    cli_kernels kernels;
+    cli_kernels_read(seen->options, &kernels);
+    for (uint32_t i = 0; i < MAX_DTYPES; i++) seen->dtypes[i].path.kind = DSI_CPU_PATH_NONE;
     for (uint32_t i = 0; i < seen->info.n_tensors; i++) {
         dsi_tensor_info tensor;
         dsi_status status = tensor_at(seen->model, i, &tensor);
@@ -61,6 +78,8 @@ static int survey(inspected *seen) {
         dtype_sum *sum = &seen->dtypes[tensor.dtype < MAX_DTYPES ? tensor.dtype : DSI_DTYPE_NONE];
         sum->n_tensors++;
         sum->n_bytes += tensor.n_bytes;
+        if (sum->path.kind == DSI_CPU_PATH_NONE && kernels.is_tested)
+            sum->path = dsi_cpu_path_of(&kernels.tested.kernels, weight_type(&tensor), x);
         size_t width = cli_utf8_width(tensor.name, strlen(tensor.name));
         size_t shape = strlen(shape_text(&tensor).text);
         if (width > seen->name_width) seen->name_width = width;
@@ -118,6 +137,21 @@ static void print_model(const inspected *seen) {
                                                : info->chat_template);
 }
 
+/* Bytes, tensors and kernel of a type of numbers. */
+static void print_dtype(const dtype_sum *sum, const char *name) {
+    printf("    %-14s", name);
+    print_size(sum->n_bytes);
+    printf(cli_tr(", %s tensors", "，%s 个张量"), cli_count_text(sum->n_tensors).text);
+    if (sum->path.kind != DSI_CPU_PATH_NONE)
+        printf(cli_tr("; kernel %s, %s", "；算子 %s，%s"), sum->path.stem, sum->path.isa);
+    if (sum->path.kind == DSI_CPU_PATH_APART)
+        fputs(cli_tr(" (slow: blocks are looked up in tables first)", "（较慢：需先逐块查表解码）"),
+              stdout);
+    if (sum->path.kind == DSI_CPU_PATH_REFERENCE)
+        fputs(cli_tr(" (very slow: the reference)", "（很慢：参考实现）"), stdout);
+    fputc('\n', stdout);
+}
+
 static void print_bytes(const inspected *seen) {
     const dsi_model_info *info = &seen->info;
     const dsi_memory_plan *plan = &seen->plan;
@@ -125,13 +159,8 @@ static void print_bytes(const inspected *seen) {
     print_size(info->n_bytes_weights);
     printf(cli_tr(", %s tensors, %s file(s)\n", "，%s 个张量，%s 个文件\n"),
            cli_count_text(info->n_tensors).text, cli_count_text(info->n_shards).text);
-    for (uint32_t i = 0; i < MAX_DTYPES; i++) {
-        if (seen->dtypes[i].n_tensors == 0) continue;
-        printf("    %-14s", dsi_dtype_name(i));
-        print_size(seen->dtypes[i].n_bytes);
-        printf(cli_tr(", %s tensors\n", "，%s 个张量\n"),
-               cli_count_text(seen->dtypes[i].n_tensors).text);
-    }
+    for (uint32_t i = 0; i < MAX_DTYPES; i++)
+        if (seen->dtypes[i].n_tensors) print_dtype(&seen->dtypes[i], dsi_dtype_name(i));
     print_key("read per token", "每 token 读取");
     print_size(info->n_bytes_token);
     fputc('\n', stdout);
@@ -189,6 +218,24 @@ static void json_tensors(const inspected *seen) {
     fputc(']', stdout);
 }
 
+static void json_dtypes(const inspected *seen) {
+    static const char *const paths[] = {"direct", "apart", "reference"};
+    const char *comma = "";
+    fputs(", \"dtypes\": {", stdout);
+    for (uint32_t i = 0; i < MAX_DTYPES; i++) {
+        const dtype_sum *sum = &seen->dtypes[i];
+        if (sum->n_tensors == 0) continue;
+        printf("%s\"%s\": {\"tensors\": %llu, \"bytes\": %llu", comma, dsi_dtype_name(i),
+               (unsigned long long)sum->n_tensors, (unsigned long long)sum->n_bytes);
+        comma = "}, ";
+        if (sum->path.kind == DSI_CPU_PATH_NONE) continue;
+        json_text("kernel", sum->path.stem);
+        json_text("isa", sum->path.isa);
+        json_text("path", paths[sum->path.kind]);
+    }
+    fputs(*comma ? "}}" : "}", stdout);
+}
+
 static void print_json(const inspected *seen, int code) {
     const dsi_model_info *info = &seen->info;
     cli_json_begin(stdout);
@@ -215,16 +262,8 @@ static void print_json(const inspected *seen, int code) {
     json_count("n_files", info->n_shards);
     fputs(", \"bound_tokens_per_second_at_100_GB_per_second\": ", stdout);
     cli_json_number(stdout, bound_tokens_per_second(info));
-    fputs(", \"dtypes\": {", stdout);
-    const char *comma = "";
-    for (uint32_t i = 0; i < MAX_DTYPES; i++) {
-        const dtype_sum *sum = &seen->dtypes[i];
-        if (sum->n_tensors == 0) continue;
-        printf("%s\"%s\": {\"tensors\": %llu, \"bytes\": %llu}", comma, dsi_dtype_name(i),
-               (unsigned long long)sum->n_tensors, (unsigned long long)sum->n_bytes);
-        comma = ", ";
-    }
-    printf("}, \"plan\": {\"weight_bytes\": %llu", (unsigned long long)seen->plan.n_bytes_weights);
+    json_dtypes(seen);
+    printf(", \"plan\": {\"weight_bytes\": %llu", (unsigned long long)seen->plan.n_bytes_weights);
     json_count("kv_bytes", seen->plan.n_bytes_kv);
     json_count("scratch_bytes", seen->plan.n_bytes_scratch);
     json_count("total_bytes", seen->plan.n_bytes_total);
