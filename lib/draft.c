@@ -2,8 +2,10 @@
  * and the next step computes it beside the sampled one.
  *
  * The block takes the state of a row behind the last norm, and the token behind that row. So rows
- * of a prompt go through it in their own step; the state of its last row is held until a token was
- * sampled, and goes through the block at the beginning of the next step, which gives the draft.
+ * of a prompt go to its cache in their own step; the state of its last row is held until a token
+ * was sampled, and goes through the block at the beginning of the next step, which gives the draft.
+ * Rows that do not draft are of use to later ones as keys alone, so they take that part of the
+ * block and no more.
  *
  * A draft is one token, not a distribution. The sampler draws from the model's own logits as it
  * would without drafts, with the same random numbers; if it draws the draft, the row behind it is
@@ -49,24 +51,57 @@ static uint32_t n_valid(const dsi_session *s) {
     return n < s->n_held ? n : s->n_held;
 }
 
-/* Sends the held states of a session through the block. *drafts: its last row is to draft. */
-static dsi_status add_held(dsi_session *s, uint32_t seq, uint32_t *n_rows, bool *drafts) {
-    dsi_engine *e = s->engine;
-    dsi_step_rows *r = &e->rows;
-    const uint32_t n = n_valid(s), hidden = e->model->config.hidden_size;
-    dsi_status st = DSI_OK;
+/* Row `row` of the block gets the held state of `position`. */
+static dsi_status add_state(dsi_engine *e, uint32_t row, dsi_session *s, uint32_t seq,
+                            uint32_t position) {
+    const uint32_t hidden = e->model->config.hidden_size;
+    set_row(e, row, s, seq, position, s->tokens[position + 1]);
+    return move_state(e, s->held + (uint64_t)(position - s->first_held) * hidden, row, true);
+}
+
+/* Rows that session `seq` sends through the block before this step. *drafts: the last one is to
+ * draft: with a prompt behind it, or without room, nothing is drafted. */
+static uint32_t n_waiting(const dsi_session *s, uint32_t room, bool *drafts) {
+    const uint32_t n = n_valid(s);
     *drafts = false;
-    s->n_drafts = 0;
-    if (n == 0 || s->n_total == s->n_tokens || *n_rows + n > e->options.chunk_tokens) return st;
-    memcpy(r->page_table + (uint64_t)seq * e->max_pages, s->pages, s->n_pages * sizeof *s->pages);
-    for (uint32_t i = 0; i < n && st == DSI_OK; i++, (*n_rows)++) {
-        uint32_t position = s->first_held + i;
-        set_row(e, *n_rows, s, seq, position, s->tokens[position + 1]);
-        st = move_state(e, s->held + (uint64_t)i * hidden, *n_rows, true);
+    if (!s->n_pages || dsi_session_is_cancelled(s) || n == 0 || s->n_total == s->n_tokens ||
+        n > room)
+        return 0;
+    *drafts = s->n_total == s->n_tokens + 1 && s->first_held + n == s->n_tokens &&
+              s->n_total < s->engine->options.max_context;
+    return n;
+}
+
+/* The held states of all sessions: first those that draft, of each session the last one, then the
+ * others, which only go to the block's cache. */
+static dsi_status add_held(dsi_engine *e, uint32_t *n_rows, uint32_t *n_draft) {
+    dsi_step_rows *r = &e->rows;
+    dsi_status st = DSI_OK;
+    uint32_t n = 0, n_all = 0, n_drafting = 0;
+    bool drafts;
+    for (uint32_t i = 0; i < r->n_sessions; i++) {
+        dsi_session *s = r->sessions[i];
+        s->n_drafts = 0;
+        r->taken[i] = n_waiting(s, e->options.chunk_tokens - n_all, &drafts);
+        if (!r->taken[i]) continue;
+        memcpy(r->page_table + (uint64_t)i * e->max_pages, s->pages, s->n_pages * sizeof *s->pages);
+        n_all += r->taken[i];
+        s->n_held = 0;
+        if (!drafts) continue;
+        r->mtp_rows[n_drafting] = (int32_t)n_drafting;
+        r->head_seq[n_drafting++] = i;
+        r->taken[i]--;
     }
-    s->n_held = 0;
-    /* with a prompt behind it, or without room, nothing is drafted; the rows are in the cache */
-    *drafts = s->n_total == s->n_tokens + 1 && s->n_total < e->options.max_context;
+    for (; n < n_drafting && st == DSI_OK; n++) {
+        dsi_session *s = r->sessions[r->head_seq[n]];
+        st = add_state(e, n, s, r->head_seq[n], s->n_tokens - 1);
+    }
+    for (uint32_t i = 0; i < r->n_sessions; i++) {
+        dsi_session *s = r->sessions[i];
+        for (uint32_t k = 0; k < r->taken[i] && st == DSI_OK; k++)
+            st = add_state(e, n++, s, i, s->first_held + k);
+    }
+    *n_rows = n_all, *n_draft = n_drafting;
     return st;
 }
 
@@ -75,6 +110,7 @@ static void take_draft(dsi_engine *e, uint32_t i, uint32_t seq, const float *log
     dsi_session *s = e->rows.sessions[seq];
     uint32_t at = s->n_total + s->n_drafts; /* below max_context */
     s->tokens[at] = likeliest(logits, e->model->config.vocab_size);
+    if (e->choose_draft) s->tokens[at] = e->choose_draft(e->choose_user, s, at, s->tokens[at]);
     s->n_drafts++;
     set_row(e, i, s, seq, at - 1, s->tokens[at]);
 }
@@ -105,25 +141,22 @@ static dsi_status draft(dsi_engine *e, uint32_t n) {
 
 dsi_status dsi_draft_before_step(dsi_engine *e) {
     dsi_step_rows *r = &e->rows;
-    uint32_t n_rows = 0, n = 0;
-    dsi_status st = DSI_OK;
-    for (uint32_t i = 0; i < r->n_sessions && st == DSI_OK; i++) {
-        bool drafts = false;
-        dsi_session *s = r->sessions[i];
-        if (s->n_pages && !dsi_session_is_cancelled(s)) st = add_held(s, i, &n_rows, &drafts);
-        if (!drafts) continue;
-        r->mtp_rows[n] = (int32_t)n_rows - 1;
-        r->head_seq[n++] = i;
-    }
-    if (n_rows && st == DSI_OK) st = dsi_forward_mtp_block(e, DSI_FORWARD_RUN, n_rows, NULL);
+    uint32_t n_rows, n;
+    dsi_status st = add_held(e, &n_rows, &n);
+    if (n_rows && st == DSI_OK) st = dsi_forward_mtp_block(e, DSI_FORWARD_RUN, n_rows, n, NULL);
     if (n && st == DSI_OK) st = draft(e, n);
     for (uint32_t d = 1; d < e->options.draft_tokens && n && st == DSI_OK; d++) {
         n = keep_chains(e, n);
         for (uint32_t i = 0; i < n; i++) r->mtp_rows[i] = (int32_t)i;
-        if (n) st = dsi_forward_mtp_block(e, DSI_FORWARD_RUN, n, NULL);
+        if (n) st = dsi_forward_mtp_block(e, DSI_FORWARD_RUN, n, n, NULL);
         if (n && st == DSI_OK) st = draft(e, n);
     }
     return st;
+}
+
+void dsi_engine_choose_drafts(dsi_engine *engine, dsi_draft_choose choose, void *user) {
+    engine->choose_draft = choose;
+    engine->choose_user = user;
 }
 
 /* ---- Behind a step -------------------------------------------------------------------------- */
@@ -165,10 +198,15 @@ dsi_status dsi_draft_after_step(dsi_engine *e) {
         set_row(e, i, s, (uint32_t)seq, (uint32_t)position, s->tokens[position + 1]);
         r->expanded[i] = expanded;
     }
-    return dsi_forward_mtp_block(e, DSI_FORWARD_RUN, n_known, NULL);
+    return dsi_forward_mtp_block(e, DSI_FORWARD_RUN, n_known, 0, NULL);
 }
 
 /* ---- The sampler ---------------------------------------------------------------------------- */
+
+void dsi_draft_cut(dsi_session *s) {
+    s->n_drafts = s->n_extra = 0;
+    s->n_held = n_valid(s);
+}
 
 void dsi_draft_meet(dsi_session *s, int32_t token) {
     s->n_drafts = 0; /* those of this place are spent */

@@ -212,7 +212,7 @@ static bool choose_copy(const dsi_engine *e) {
 static dsi_status plan_drafts(dsi_engine *e, uint64_t *workspace) {
     uint32_t rows = e->options.chunk_tokens, heads = e->options.max_sessions;
     dsi_status st = dsi_forward_mtp_states(e, DSI_FORWARD_PLAN, rows, workspace);
-    if (st == DSI_OK) st = dsi_forward_mtp_block(e, DSI_FORWARD_PLAN, rows, workspace);
+    if (st == DSI_OK) st = dsi_forward_mtp_block(e, DSI_FORWARD_PLAN, rows, rows, workspace);
     return st == DSI_OK ? dsi_forward_mtp_head(e, DSI_FORWARD_PLAN, heads, NULL, workspace) : st;
 }
 

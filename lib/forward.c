@@ -484,11 +484,27 @@ dsi_status dsi_forward_mtp_states(dsi_engine *e, dsi_forward_mode mode, uint32_t
     return end_mtp(&w, workspace);
 }
 
-dsi_status dsi_forward_mtp_block(dsi_engine *e, dsi_forward_mode mode, uint32_t n,
+/* What later rows attend to of the block's rows: their latents. Nothing behind the block reads the
+ * others' output, so a row that does not draft ends here. */
+static void cache_mtp_rows(walk *w) {
+    const dsi_config *c = w->config;
+    const dsi_placed_layer *l = &w->e->placed.layers[c->n_layers];
+    dsi_tensor pages = dsi_kv_layer(w->e, c->n_layers);
+    dsi_scratch *t = &w->t;
+    dsi_tensor latent = columns(&t->kv, 0, c->kv_lora_rank);
+    w->layer = (int32_t)c->n_layers;
+    rms_norm(w, "mtp.input_layernorm", &t->hidden, &l->input_layernorm, &t->normed);
+    linear(w, "mtp.kv_a_proj_with_mqa", &t->normed, &l->kv_a_proj_with_mqa, &t->kv, false);
+    rms_norm(w, "mtp.kv_a_layernorm", &latent, &l->kv_a_layernorm, &latent);
+    rope(w, &t->kv, c->kv_lora_rank, c->qk_rope_head_dim, 1, 0);
+    kv_write(w, &t->kv, &pages, 1, c->kv_lora_rank);
+}
+
+dsi_status dsi_forward_mtp_block(dsi_engine *e, dsi_forward_mode mode, uint32_t n, uint32_t n_draft,
                                  uint64_t *workspace) {
-    walk w = start(e, mode, n, 0);
+    walk w = start(e, mode, n, 0), drafting = start(e, mode, n_draft, 0);
     const int64_t hidden = w.config->hidden_size;
-    w.is_draft = true;
+    w.is_draft = drafting.is_draft = true;
     send(&w, &w.t.tokens, e->rows.tokens, n * sizeof *e->rows.tokens);
     send(&w, &w.t.positions, e->rows.position, n * sizeof *e->rows.position);
     send(&w, &w.t.slots, e->rows.slots, n * sizeof *e->rows.slots);
@@ -499,8 +515,10 @@ dsi_status dsi_forward_mtp_block(dsi_engine *e, dsi_forward_mode mode, uint32_t 
     rms_norm(&w, "mtp.enorm", &w.t.hidden, &e->placed.enorm, &embedding);
     rms_norm(&w, "mtp.hnorm", &w.t.mtp_hidden, &e->placed.hnorm, &state);
     linear(&w, "mtp.eh_proj", &w.t.mtp_concat, &e->placed.eh_proj, &w.t.hidden, false);
-    layer(&w, w.config->n_layers);
-    return end_mtp(&w, workspace);
+    if (n > n_draft || mode == DSI_FORWARD_PLAN) cache_mtp_rows(&w);
+    drafting.status = w.status, drafting.workspace = w.workspace;
+    if (n_draft) layer(&drafting, w.config->n_layers);
+    return end_mtp(&drafting, workspace);
 }
 
 dsi_status dsi_forward_mtp_head(dsi_engine *e, dsi_forward_mode mode, uint32_t n, float *logits,

@@ -178,6 +178,8 @@ struct dsi_engine {
     _Atomic(struct dsi_runner *) runner; /* the thread of the streams; NULL before the first one */
     _Atomic uint32_t n_holders;          /* the caller until dsi_engine_close, and its sessions */
     _Atomic bool closed; /* its sessions can only be closed now, and it ends with the last */
+    int32_t (*choose_draft)(void *user, const dsi_session *, uint32_t, int32_t); /* or NULL */
+    void *choose_user;
     struct dsi_profile *profile; /* NULL: steps are not looked into (profile.c) */
     char describe[640];
 };
@@ -232,13 +234,13 @@ dsi_status dsi_forward_head(dsi_engine *engine, dsi_forward_mode mode, uint32_t 
 
 /* The MTP block (forward.c). states: final norm of rows of scratch.hidden, those in rows.mtp_rows,
  * into scratch.mtp_hidden. block: n rows of engine->rows, each with the token behind it and the
- * state in its row of mtp_hidden, through the block. head: norm and head of rows of the block's
- * output, those in rows.mtp_rows; logits (host, [n][vocab]); the normed rows become the first of
- * mtp_hidden. */
+ * state in its row of mtp_hidden, into the block's cache, and the first n_draft of them through the
+ * block. head: norm and head of rows of the block's output, those in rows.mtp_rows; logits (host,
+ * [n][vocab]); the normed rows become the first of mtp_hidden. */
 dsi_status dsi_forward_mtp_states(dsi_engine *engine, dsi_forward_mode mode, uint32_t n,
                                   uint64_t *workspace);
 dsi_status dsi_forward_mtp_block(dsi_engine *engine, dsi_forward_mode mode, uint32_t n,
-                                 uint64_t *workspace);
+                                 uint32_t n_draft, uint64_t *workspace);
 dsi_status dsi_forward_mtp_head(dsi_engine *engine, dsi_forward_mode mode, uint32_t n,
                                 float *logits, uint64_t *workspace);
 
@@ -252,6 +254,15 @@ dsi_status dsi_draft_before_step(dsi_engine *engine);
 dsi_status dsi_draft_after_step(dsi_engine *engine);
 /* The sampler has drawn `token`, which is queued now: was it drafted, then its row is there. */
 void dsi_draft_meet(dsi_session *session, int32_t token);
+/* The timeline was cut: drafts go, and held states of rows that went. */
+void dsi_draft_cut(dsi_session *session);
+
+/* For measuring on weights that draft nothing right: from the next step on, what the block drafts
+ * for `position` of a session is computed and then replaced by what `choose` returns (a token of
+ * the vocabulary). NULL: no longer. Between steps. */
+typedef int32_t (*dsi_draft_choose)(void *user, const dsi_session *session, uint32_t position,
+                                    int32_t drafted);
+void dsi_engine_choose_drafts(dsi_engine *engine, dsi_draft_choose choose, void *user);
 
 /* ---- Where the time of a step goes (profile.c); for measuring, not for serving -----------------
  */

@@ -45,7 +45,7 @@ void dsi_session_cut(dsi_session *s, uint32_t n) {
     s->n_tokens = kept_logits(s, n, computed);
     s->n_sealed = n_sealed;
     s->n_total = n;
-    s->n_drafts = s->n_extra = 0;
+    dsi_draft_cut(s);
     s->finish = DSI_FINISH_NONE;
     s->end_token = -1;
     s->has_logprob = false;
