@@ -27,6 +27,8 @@ typedef struct bench_options {
     uint64_t seed;
     bench_list prefill, depth, batch, m;
     uint32_t decode, threads, repeat, chunk, rounds;
+    uint32_t draft;         /* model: drafts a step; 0: none */
+    double force_accept;    /* model: part of the drafts that is made right; 0: as they come */
     uint32_t layers, vocab; /* synth: 0: as the preset */
     bool profile, mtp, hollow;
     uint32_t format; /* BENCH_MD, BENCH_CSV, BENCH_JSON */

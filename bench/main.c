@@ -24,7 +24,7 @@ static const char help[] =
     "kernels  every kernel of every instruction set here: checked, then timed at DeepSeek-V3 "
     "shapes\n"
     "moe      the FP8 experts of a DeepSeek-V3 layer, 32 of them, 8 per row, as one operator\n"
-    "synth    writes a checkpoint with random weights: presets v3-slice, v2-lite-half, tiny,\n"
+    "synth    writes a checkpoint with random weights: presets v3-slice, v3, v2-lite-half, tiny,\n"
     "         r1-distill-qwen-1.5b, -7b, -14b, -32b, r1-distill-llama-8b, -70b\n"
     "model    prefill and decode speed of a checkpoint, beside the limits of the machine\n"
     "\n"
@@ -62,6 +62,9 @@ static const char help[] =
     "  --kernels ISA      model: as dsinfer run (default: the best)\n"
     "  --activations TYPE model: bf16, f32, a8 or e4m3 (default bf16)\n"
     "  --kv-cache TYPE    model: bf16, fp8 or int8 (default bf16)\n"
+    "  --draft N          model: beside decode without drafts, decode with N tokens a step that\n"
+    "                     the MTP block drafts, and what bytes allow, here and for DeepSeek-V3\n"
+    "  --force-accept P   model: drafts are computed, then made right in P of all cases (0.85)\n"
     "\n"
     "A LIST is numbers and commas: 1,4,8.\n";
 
@@ -127,6 +130,14 @@ static bool read_u32(const char *name, const char *text, uint32_t *value) {
     return true;
 }
 
+static bool read_share(const char *name, const char *text, double *value) {
+    char *end;
+    *value = strtod(text, &end);
+    if (end != text && !*end && *value > 0 && *value <= 1) return true;
+    bench_say("--%s is \"%s\"; it must be a number above 0 to 1, as 0.85", name, text);
+    return false;
+}
+
 static bool read_list(const char *name, const char *text, bench_list *list) {
     char number[16];
     list->n = 0;
@@ -162,40 +173,45 @@ enum {
     LAYERS,
     VOCAB,
     MTP,
-    HOLLOW
+    HOLLOW,
+    DRAFT,
+    FORCE_ACCEPT
 };
-static const struct option long_options[] = {{"out", required_argument, NULL, OUT},
-                                             {"preset", required_argument, NULL, PRESET},
-                                             {"dtype", required_argument, NULL, DTYPE},
-                                             {"seed", required_argument, NULL, SEED},
-                                             {"model", required_argument, NULL, 'm'},
-                                             {"prefill", required_argument, NULL, PREFILL},
-                                             {"decode", required_argument, NULL, DECODE},
-                                             {"depth", required_argument, NULL, DEPTH},
-                                             {"batch", required_argument, NULL, BATCH},
-                                             {"fill", required_argument, NULL, FILL},
-                                             {"gemm", required_argument, NULL, GEMM},
-                                             {"repeat", required_argument, NULL, REPEAT},
-                                             {"chunk", required_argument, NULL, CHUNK},
-                                             {"kernels", required_argument, NULL, KERNELS},
-                                             {"activations", required_argument, NULL, ACTIVATIONS},
-                                             {"kv-cache", required_argument, NULL, KV_CACHE},
-                                             {"threads", required_argument, NULL, THREADS},
-                                             {"stem", required_argument, NULL, STEM},
-                                             {"isa", required_argument, NULL, ISA},
-                                             {"m", required_argument, NULL, M},
-                                             {"rounds", required_argument, NULL, ROUNDS},
-                                             {"profile", no_argument, NULL, PROFILE},
-                                             {"layers", required_argument, NULL, LAYERS},
-                                             {"vocab", required_argument, NULL, VOCAB},
-                                             {"mtp", no_argument, NULL, MTP},
-                                             {"hollow", no_argument, NULL, HOLLOW},
-                                             {"md", no_argument, NULL, MD},
-                                             {"csv", no_argument, NULL, CSV},
-                                             {"gguf", required_argument, NULL, GGUF},
-                                             {"json", no_argument, NULL, 'j'},
-                                             {"help", no_argument, NULL, 'h'},
-                                             {NULL, 0, NULL, 0}};
+static const struct option long_options[] = {
+    {"out", required_argument, NULL, OUT},
+    {"preset", required_argument, NULL, PRESET},
+    {"dtype", required_argument, NULL, DTYPE},
+    {"seed", required_argument, NULL, SEED},
+    {"model", required_argument, NULL, 'm'},
+    {"prefill", required_argument, NULL, PREFILL},
+    {"decode", required_argument, NULL, DECODE},
+    {"depth", required_argument, NULL, DEPTH},
+    {"batch", required_argument, NULL, BATCH},
+    {"fill", required_argument, NULL, FILL},
+    {"gemm", required_argument, NULL, GEMM},
+    {"repeat", required_argument, NULL, REPEAT},
+    {"chunk", required_argument, NULL, CHUNK},
+    {"kernels", required_argument, NULL, KERNELS},
+    {"activations", required_argument, NULL, ACTIVATIONS},
+    {"kv-cache", required_argument, NULL, KV_CACHE},
+    {"threads", required_argument, NULL, THREADS},
+    {"stem", required_argument, NULL, STEM},
+    {"isa", required_argument, NULL, ISA},
+    {"m", required_argument, NULL, M},
+    {"rounds", required_argument, NULL, ROUNDS},
+    {"profile", no_argument, NULL, PROFILE},
+    {"layers", required_argument, NULL, LAYERS},
+    {"vocab", required_argument, NULL, VOCAB},
+    {"mtp", no_argument, NULL, MTP},
+    {"hollow", no_argument, NULL, HOLLOW},
+    {"draft", required_argument, NULL, DRAFT},
+    {"force-accept", required_argument, NULL, FORCE_ACCEPT},
+    {"md", no_argument, NULL, MD},
+    {"csv", no_argument, NULL, CSV},
+    {"gguf", required_argument, NULL, GGUF},
+    {"json", no_argument, NULL, 'j'},
+    {"help", no_argument, NULL, 'h'},
+    {NULL, 0, NULL, 0}};
 
 static const char **text_option(bench_options *o, int letter) {
     switch (letter) {
@@ -244,6 +260,8 @@ static uint32_t *number_option(bench_options *o, int letter) {
         return &o->layers;
     case VOCAB:
         return &o->vocab;
+    case DRAFT:
+        return &o->draft;
     default:
         return NULL;
     }
@@ -272,6 +290,8 @@ static int parse(int argc, char **argv, bench_options *o) {
             o->format = letter == 'j' ? BENCH_JSON : letter == CSV ? BENCH_CSV : BENCH_MD;
         if (letter == PROFILE) o->profile = true;
         if (letter == MTP) o->mtp = true;
+        if (letter == FORCE_ACCEPT && !read_share(name, optarg, &o->force_accept))
+            return BENCH_USAGE;
         if (letter == HOLLOW) o->hollow = true;
         if (letter == 'h') o->command = "help";
         if (letter == '?') return BENCH_USAGE;

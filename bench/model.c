@@ -31,6 +31,7 @@ static dsi_engine_options engine_options(const model_run *r) {
     const bench_options *o = r->options;
     uint32_t prefill = bench_largest(&o->prefill), depth = bench_largest(&o->depth);
     uint32_t batch = bench_largest(&o->batch), tail = (o->profile ? 2 : 1) * o->decode + 8;
+    if (o->draft) tail += MODEL_DRAFT_COUNTED + 4 * DSI_MAX_DRAFTS;
     dsi_engine_options e;
     dsi_engine_options_init(&e);
     e.n_threads = o->threads;
@@ -42,6 +43,7 @@ static dsi_engine_options engine_options(const model_run *r) {
     if (e.max_context < WARM_TOKENS) e.max_context = WARM_TOKENS;
     e.kv_tokens = batch * (depth + tail + DSI_PAGE_ROWS) + e.max_context;
     e.chunk_tokens = o->chunk;
+    e.draft_tokens = 0;
     return e;
 }
 
@@ -50,6 +52,7 @@ static const char *const libraries[] = {"auto", "own", "onednn", "openblas"};
 static dsi_status open_side(model_run *r, model_side *side) {
     dsi_engine_options engine = engine_options(r);
     engine.mode = strcmp(side->mode, "fast") == 0;
+    if (strcmp(side->mode, "drafts") == 0) engine.draft_tokens = r->options->draft;
     for (uint32_t i = 0; engine.mode && i < 4; i++)
         if (strcmp(r->options->gemm, libraries[i]) == 0) engine.gemm = i;
     side->plan.struct_size = sizeof side->plan;
@@ -84,14 +87,14 @@ static dsi_status open_all(model_run *r) {
     r->info.struct_size = sizeof r->info;
     if (status == DSI_OK) status = dsi_model_get_info(r->model, &r->info);
     r->sides[0].mode = "exact";
-    r->sides[1].mode = "fast";
-    r->n_sides = strcmp(r->options->gemm, "own") == 0 ? 1 : 2;
+    r->sides[1].mode = r->options->draft ? "drafts" : "fast";
+    r->n_sides = !r->options->draft && strcmp(r->options->gemm, "own") == 0 ? 1 : 2;
     for (uint32_t i = 0; status == DSI_OK && i < r->n_sides; i++) {
         status = open_side(r, &r->sides[i]);
         r->sides[i].open_seconds += seconds;
     }
     /* a fast mode that has nothing but the own kernels is the exact one */
-    if (status == DSI_OK && r->n_sides == 2 &&
+    if (status == DSI_OK && r->n_sides == 2 && !r->options->draft &&
         strstr(dsi_engine_describe(r->sides[1].engine), "fast: own kernels"))
         close_side(&r->sides[--r->n_sides]);
     return status;
@@ -190,6 +193,19 @@ static dsi_status finish_decode(model_run *r, model_side *side, model_row *row, 
     return status;
 }
 
+static dsi_status measure_drafts(model_run *r, uint32_t depth, uint32_t batch) {
+    model_row *plain = new_row(r, &r->sides[0]), *row = new_row(r, &r->sides[1]);
+    bench_yardstick_mark(r->yardstick);
+    plain->is_decode = row->is_decode = true;
+    plain->depth = row->depth = depth, plain->batch = row->batch = batch;
+    dsi_status status = model_measure_drafts(r, depth, batch, plain, row);
+    bench_yardstick_round(r->yardstick, BENCH_READ);
+    plain->limits = row->limits = bench_yardstick_since(r->yardstick);
+    for (uint32_t s = 0; status == DSI_OK && r->options->profile && s < r->n_sides; s++)
+        status = model_profile_steps(r, &r->sides[s], depth, batch);
+    return status;
+}
+
 static dsi_status measure_decode(model_run *r, uint32_t depth, uint32_t batch) {
     uint32_t n = r->options->decode;
     dsi_status status = DSI_OK;
@@ -236,12 +252,26 @@ static dsi_status measure(model_run *r) {
             if (o->prefill.values[i])
                 status = measure_prompt(r, o->depth.values[d], o->prefill.values[i]);
         for (uint32_t i = 0; status == DSI_OK && o->decode && i < o->batch.n; i++)
-            status = measure_decode(r, o->depth.values[d], o->batch.values[i]);
+            status = o->draft ? measure_drafts(r, o->depth.values[d], o->batch.values[i])
+                              : measure_decode(r, o->depth.values[d], o->batch.values[i]);
     }
     return status;
 }
 
 /* ---- The command ----------------------------------------------------------------------------- */
+
+static bool drafts_ok(const bench_options *o) {
+    if (o->draft > DSI_MAX_DRAFTS) {
+        bench_say("--draft is %u; it may be 0 to %d", o->draft, DSI_MAX_DRAFTS);
+        return false;
+    }
+    if (o->force_accept > 0 && (!o->draft || !(o->force_accept <= 1))) {
+        bench_say("--force-accept is %g with --draft %u; it may be above 0 to 1, with drafts",
+                  o->force_accept, o->draft);
+        return false;
+    }
+    return true;
+}
 
 static bool usage_ok(const bench_options *o) {
     if (!o->model) bench_say("model needs -m DIR, the checkpoint folder");
@@ -268,7 +298,7 @@ static bool usage_ok(const bench_options *o) {
             bench_say("--batch has %u; it may be 1 to %d", o->batch.values[i], MODEL_BATCH);
             return false;
         }
-    return o->model != NULL;
+    return o->model != NULL && drafts_ok(o);
 }
 
 static int failed(const model_run *r, dsi_status status) {

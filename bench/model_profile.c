@@ -5,6 +5,7 @@
 #include "../lib/base/sys.h"
 #include "../lib/internal.h"
 #include <stdlib.h>
+#include <string.h>
 
 enum { ROWS = sizeof((dsi_profile *)0)->rows / sizeof(dsi_profile_row), STEPS_BETWEEN_LIMITS = 6 };
 
@@ -21,18 +22,27 @@ struct model_profile {
     line lines[ROWS + 2]; /* the ops, what is left of the step, the step */
 };
 
+/* The row of that name; steps with drafts do not all have the same. */
+static const dsi_profile_row *row_of(const dsi_profile *step, const char *name) {
+    static const dsi_profile_row none;
+    for (uint32_t i = 0; i < step->n_rows; i++)
+        if (strcmp(step->rows[i].name, name) == 0) return &step->rows[i];
+    return &none;
+}
+
 /* Fills one line from its row in every step. */
 static void set_line(line *l, const dsi_profile *steps, uint32_t n, uint32_t row, double *values) {
     *l = (line){.name = steps[0].rows[row].name};
     for (uint32_t i = 0; i < n; i++) {
-        const dsi_profile_row *r = &steps[i].rows[row];
+        const dsi_profile_row *r = row_of(&steps[i], l->name);
         l->calls += (double)r->n_calls / n;
         l->bytes += (double)r->n_bytes / n;
         l->meetings += (double)r->n_meetings / n;
         values[i] = r->seconds * 1e3;
     }
     l->ms = bench_median(values, n);
-    for (uint32_t i = 0; i < n; i++) values[i] = steps[i].rows[row].waited_seconds * 1e3;
+    for (uint32_t i = 0; i < n; i++)
+        values[i] = row_of(&steps[i], l->name)->waited_seconds * 1e3;
     l->waited_ms = bench_median(values, n);
 }
 
@@ -61,7 +71,8 @@ static dsi_status run_steps(model_run *r, model_side *side, uint32_t batch, dsi_
         double start = dsi_sys_seconds();
         int32_t token;
         for (uint32_t i = 0; status == DSI_OK && i < batch; i++)
-            status = dsi_session_sample(side->sessions[i], &token);
+            while (status == DSI_OK && !dsi_session_n_queued(side->sessions[i])) /* drafts taken */
+                status = dsi_session_sample(side->sessions[i], &token);
         dsi_engine_profile(side->engine, &steps[step]);
         if (status == DSI_OK) status = dsi_engine_step(side->engine, side->sessions, batch, NULL);
         dsi_engine_profile(side->engine, NULL);

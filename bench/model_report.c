@@ -80,6 +80,7 @@ static void print_md(const model_run *r) {
         (double)use.n_bytes_mapped / 1e6, m.all, m.file, m.anonymous, m.peak);
     printf("Open %.3f s. Contexts beyond 512 tokens: %s.\n", r->sides[0].open_seconds,
            strcmp(r->options->fill, "copy") == 0 ? "256 computed rows, copied" : "computed");
+    model_drafts_md(r);
     model_profiles_md(r);
 }
 
@@ -109,7 +110,7 @@ static void print_text(const char *text) {
     putchar('"');
 }
 
-static void print_json_row(const model_row *w) {
+static void print_json_row(const model_run *r, const model_row *w) {
     printf("{\"work\": \"%s\", \"mode\": \"%s\", \"tokens\": %u, \"depth\": %u, \"batch\": %u, "
            "\"tps\": %.3f, \"ms_p50\": %.3f, \"ms_p90\": %.3f, \"ms_p99\": %.3f",
            w->is_decode ? "decode" : "prefill", w->mode, w->tokens, w->depth, w->batch, w->tps,
@@ -117,11 +118,13 @@ static void print_json_row(const model_row *w) {
     printf(", \"read_gbs\": %.3f, \"peak_bf16_gflops\": %.1f, \"peak_int8_gops\": %.1f",
            w->limits.read_gbs, w->limits.bf16_gflops, w->limits.int8_gops);
     if (w->is_decode)
-        printf(", \"gbs\": %.3f, \"kv_gbs\": %.3f, \"bytes_per_step\": %llu, \"experts\": %.2f}",
+        printf(", \"gbs\": %.3f, \"kv_gbs\": %.3f, \"bytes_per_step\": %llu, \"experts\": %.2f",
                w->gbs, w->kv_gbs, (unsigned long long)w->n_bytes_step, w->experts);
     else
-        printf(", \"gflops\": %.2f, \"first_token_seconds\": %.4f}", w->gflops,
+        printf(", \"gflops\": %.2f, \"first_token_seconds\": %.4f", w->gflops,
                w->first_token_seconds);
+    if (w->drafts.n_steps) model_drafts_json(r, &w->drafts);
+    putchar('}');
 }
 
 static void print_summary(const model_run *r, const model_side *side) {
@@ -167,7 +170,7 @@ static void print_json(const model_run *r) {
     printf(", \"runs\": [");
     for (uint32_t i = 0; i < r->n_rows; i++) {
         if (i) printf(", ");
-        print_json_row(&r->rows[i]);
+        print_json_row(r, &r->rows[i]);
     }
     if (r->n_profiles) {
         printf("], \"profiles\": [");

@@ -102,7 +102,7 @@ uint64_t model_head_params(const model_run *r) {
     return (uint64_t)r->info.vocab_size * r->info.hidden_size;
 }
 
-static uint64_t weight_bytes(const dsi_weight *w) {
+uint64_t model_weight_bytes(const dsi_weight *w) {
     int64_t row = 0;
     dsi_dtype_row_bytes(w->dtype, w->n_in, &row);
     return (uint64_t)(w->n_out * row) +
@@ -125,6 +125,7 @@ static void count_layer(void *user, const char *name, int32_t layer, const float
     int32_t ids[1024];
     (void)values;
     if (strcmp(name, "mlp.gate.weights") != 0) return;
+    if (layer < 0 || (uint32_t)layer >= e->model->config.n_layers) return; /* a draft */
     uint32_t distinct = 0;
     for (size_t row = 0; row < n_rows; row++) {
         uint64_t at = t->offset + row * (uint64_t)t->stride[1] * sizeof *ids;
@@ -136,8 +137,9 @@ static void count_layer(void *user, const char *name, int32_t layer, const float
         }
     }
     const dsi_mlp_weights *one = &e->model->weights.layers[layer].experts[0];
-    int64_t bytes = (int64_t)(weight_bytes(&one->gate_proj) + weight_bytes(&one->up_proj) +
-                              weight_bytes(&one->down_proj));
+    int64_t bytes =
+        (int64_t)(model_weight_bytes(&one->gate_proj) + model_weight_bytes(&one->up_proj) +
+                  model_weight_bytes(&one->down_proj));
     count->more_bytes += ((int64_t)distinct - (int64_t)n_columns) * bytes;
     count->n_experts += distinct;
     count->n_layers++;
@@ -169,4 +171,16 @@ dsi_status model_count_experts(model_run *r, model_side *side, uint32_t batch, u
         *bytes = (uint64_t)((int64_t)r->info.n_bytes_token + count.more_bytes / (int64_t)n_steps);
     }
     return status;
+}
+
+static expert_count tapped; /* dsi-bench measures one side at a time */
+
+void model_tap_begin(model_side *side) {
+    tapped = (expert_count){.engine = side->engine};
+    dsi_engine_set_tap(side->engine, count_layer, &tapped);
+}
+
+double model_tap_end(model_side *side) {
+    dsi_engine_set_tap(side->engine, NULL, NULL);
+    return tapped.n_layers ? (double)tapped.n_experts / (double)tapped.n_layers : 0;
 }

@@ -28,6 +28,27 @@ static const synth_shape shapes[] = {
      .qk_rope_head_dim = 64,
      .v_head_dim = 128,
      .eos_token_id = 1},
+    {.preset = "v3",
+     .about = "DeepSeek-V3, R1, V3.1: 671 B parameters (--hollow)",
+     .family = SYNTH_V3,
+     .hidden_size = 7168,
+     .num_hidden_layers = 61,
+     .first_k_dense_replace = 3,
+     .vocab_size = 129280,
+     .intermediate_size = 18432,
+     .moe_intermediate_size = 2048,
+     .n_routed_experts = 256,
+     .n_shared_experts = 1,
+     .num_experts_per_tok = 8,
+     .n_group = 8,
+     .topk_group = 4,
+     .num_attention_heads = 128,
+     .q_lora_rank = 1536,
+     .kv_lora_rank = 512,
+     .qk_nope_head_dim = 128,
+     .qk_rope_head_dim = 64,
+     .v_head_dim = 128,
+     .eos_token_id = 1},
     {.preset = "v2-lite-half",
      .about = "DeepSeek-V2-Lite's layers, 13 of 27",
      .family = SYNTH_V2,
@@ -81,7 +102,7 @@ bool synth_find(const char *preset, synth_shape *shape) {
     return synth_find_dense(preset, shape);
 }
 
-const char *synth_names(void) { return "v3-slice, v2-lite-half, tiny, " SYNTH_DENSE_NAMES; }
+const char *synth_names(void) { return "v3-slice, v3, v2-lite-half, tiny, " SYNTH_DENSE_NAMES; }
 
 bool synth_cut(synth_shape *s, uint32_t n_layers, uint32_t n_vocabulary, bool mtp) {
     if (n_layers > s->num_hidden_layers || n_vocabulary > s->vocab_size) return false;

@@ -326,7 +326,7 @@ static void test_mistakes(void **state) {
         {"limits --threads 1025", 2, "--threads is 1025; it may be 1 to 1024"},
         {"limits --bogus", 2, "bogus"},
         {"synth", 2, "needs --out"},
-        {"synth --out x --preset no", 2, "there are v3-slice, v2-lite-half, tiny"},
+        {"synth --out x --preset no", 2, "there are v3-slice, v3, v2-lite-half, tiny"},
         {"synth --out x --dtype no", 2, "there are fp8, bf16, int8"},
         {"synth --out x --gguf no", 2, "there are q8_0, q4_0, q4_k, bf16"},
         {"synth --out x --seed -1", 2, "--seed is \"-1\""},
