@@ -183,7 +183,7 @@ static uint64_t tap_elements(const dsi_engine *e) {
     const dsi_scratch *s = &e->scratch;
     const dsi_tensor *widest[] = {&s->hidden,     &s->q,   &s->kv,           &s->attention,
                                   &s->ffn_hidden, &s->q_a, &s->router_logits};
-    uint64_t n = (uint64_t)s->logits.ne[0] * e->options.max_sessions;
+    uint64_t n = (uint64_t)s->logits.ne[0] * dsi_head_rows(e);
     for (size_t i = 0; i < sizeof widest / sizeof widest[0]; i++)
         n = (uint64_t)dsi_max_i64((int64_t)n, widest[i]->ne[0] * e->options.chunk_tokens);
     return n;
@@ -225,12 +225,12 @@ static dsi_status make_plan(dsi_engine *e) {
     uint64_t workspace = 0, logits = 0;
     st = dsi_forward(e, DSI_FORWARD_PLAN, &workspace);
     if (st == DSI_OK)
-        st = dsi_forward_head(e, DSI_FORWARD_PLAN, 0, e->options.max_sessions, NULL, &workspace);
+        st = dsi_forward_head(e, DSI_FORWARD_PLAN, 0, dsi_head_rows(e), NULL, &workspace);
     if (st == DSI_OK && e->options.draft_tokens) st = plan_drafts(e, &workspace);
     if (st != DSI_OK) return st;
     e->scratch.n_bytes_workspace = workspace;
-    /* logits: one slice in the engine, one row in every session */
-    logits = 2ull * e->options.max_sessions * e->model->config.vocab_size * sizeof(float);
+    /* logits: one slice in the engine, as many rows in the sessions */
+    logits = 2ull * dsi_head_rows(e) * e->model->config.vocab_size * sizeof(float);
     p->struct_size = sizeof *p;
     p->n_bytes_weights = e->placed.is_copy
                              ? e->placed.n_bytes_copy + e->model->weights.n_bytes_copies
@@ -296,7 +296,7 @@ static dsi_status allocate_rows(dsi_engine *e) {
     r->extra = dsi_sys_calloc(sessions, sizeof *r->extra);
     r->mtp_rows = dsi_sys_calloc(n, sizeof *r->mtp_rows);
     r->page_table = dsi_sys_calloc(sessions * e->max_pages, sizeof *r->page_table);
-    r->head_logits = dsi_sys_calloc(sessions, e->model->config.vocab_size * sizeof(float));
+    r->head_logits = dsi_sys_calloc(dsi_head_rows(e), e->model->config.vocab_size * sizeof(float));
     r->zero_page = dsi_sys_calloc(1, dsi_kv_largest_page(e));
     r->page = dsi_sys_calloc(1, dsi_kv_largest_page(e));
     r->broken = dsi_sys_calloc(sessions, sizeof *r->broken);

@@ -484,20 +484,25 @@ dsi_status dsi_forward_mtp_states(dsi_engine *e, dsi_forward_mode mode, uint32_t
     return end_mtp(&w, workspace);
 }
 
-/* What later rows attend to of the block's rows: their latents. Nothing behind the block reads the
- * others' output, so a row that does not draft ends here. */
+/* What later rows attend to of the block's rows: their latents, and the indexer's keys. Nothing
+ * behind the block reads the others' output, so a row that does not draft ends here. */
 static void cache_mtp_rows(walk *w) {
     const dsi_config *c = w->config;
     const dsi_placed_layer *l = &w->e->placed.layers[c->n_layers];
+    const bool indexed = l->index_wk.ne[0] != 0;
     dsi_tensor pages = dsi_kv_layer(w->e, c->n_layers);
     dsi_scratch *t = &w->t;
     dsi_tensor latent = columns(&t->kv, 0, c->kv_lora_rank);
+    product kv_a = {"mtp.kv_a_proj_with_mqa", &l->kv_a_proj_with_mqa, NULL, &t->kv};
+    product wk = {"mtp.indexer.wk", &l->index_wk, NULL, &t->index_k};
     w->layer = (int32_t)c->n_layers;
+    w->any_selected = false; /* they choose nothing */
     rms_norm(w, "mtp.input_layernorm", &t->hidden, &l->input_layernorm, &t->normed);
-    linear(w, "mtp.kv_a_proj_with_mqa", &t->normed, &l->kv_a_proj_with_mqa, &t->kv, false);
+    linears(w, &t->normed, (product[]){kv_a, wk}, indexed ? 2 : 1, false);
     rms_norm(w, "mtp.kv_a_layernorm", &latent, &l->kv_a_layernorm, &latent);
-    rope(w, &t->kv, c->kv_lora_rank, c->qk_rope_head_dim, 1, 0);
+    rope(w, heads_of(&t->kv, c->kv_lora_rank, c->qk_rope_head_dim, 1, 0), c->rope_interleaved);
     kv_write(w, &t->kv, &pages, 1, c->kv_lora_rank);
+    if (indexed) choose_tokens(w, l, c->n_layers);
 }
 
 dsi_status dsi_forward_mtp_block(dsi_engine *e, dsi_forward_mode mode, uint32_t n, uint32_t n_draft,

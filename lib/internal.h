@@ -109,7 +109,7 @@ typedef struct dsi_scratch {
     dsi_tensor index_weights, selected;             /* F32 [index heads], I32 [index_topk] */
     dsi_tensor ffn_hidden;                          /* act [intermediate] */
     dsi_tensor router_logits, expert_ids, expert_weights;
-    dsi_tensor head_hidden, head_normed, logits; /* [max_sessions] rows */
+    dsi_tensor head_hidden, head_normed, logits; /* [dsi_head_rows] rows */
     dsi_tensor mtp_rows, mtp_hidden, mtp_concat; /* I32, F32 [hidden], act [2 * hidden] */
     dsi_buf *buf, *workspace;
     uint64_t n_bytes, n_bytes_workspace;
@@ -135,7 +135,7 @@ typedef struct dsi_step_rows {
     int32_t *head_rows;  /* rows whose logits somebody wants */
     uint32_t n_head_rows;
     uint32_t *head_seq;           /* which session of the step wants head row i */
-    float *head_logits;           /* [max_sessions][vocab] of one slice of head rows */
+    float *head_logits;           /* [dsi_head_rows][vocab] of one slice of head rows */
     dsi_session *const *sessions; /* of the step that runs */
     uint32_t n_sessions;
     uint32_t *taken;    /* [max_sessions] rows of each session in the step */
@@ -197,6 +197,10 @@ static inline bool dsi_selects(const dsi_engine *engine) {
     const dsi_config *c = &engine->model->config;
     return c->arch->indexer && engine->options.max_context > c->index_topk;
 }
+/* Rows that the head computes at once: the next tokens of all sessions, and their drafts. */
+static inline uint32_t dsi_head_rows(const dsi_engine *engine) {
+    return engine->options.max_sessions * (1 + engine->options.draft_tokens);
+}
 /* Shapes of the scratch tensors and bytes they need (scratch.c). */
 void dsi_scratch_layout(dsi_engine *engine);
 /* Cached rows lie in areas of one buffer, each [n_pages * 64][columns]: the latents, or keys and
@@ -227,7 +231,7 @@ typedef enum dsi_forward_mode { DSI_FORWARD_PLAN, DSI_FORWARD_RUN } dsi_forward_
  * state of every row is left in scratch.hidden. PLAN asks the back-end about every op instead and
  * leaves the largest workspace in *workspace. */
 dsi_status dsi_forward(dsi_engine *engine, dsi_forward_mode mode, uint64_t *workspace);
-/* Final norm and lm_head for n (<= max_sessions) rows of engine->rows.head_rows, from `first` on;
+/* Final norm and lm_head for n (<= dsi_head_rows) rows of engine->rows.head_rows, from `first` on;
  * logits (host, [n][vocab]) is filled. */
 dsi_status dsi_forward_head(dsi_engine *engine, dsi_forward_mode mode, uint32_t first, uint32_t n,
                             float *logits, uint64_t *workspace);

@@ -59,7 +59,7 @@ static void take_gqa(dsi_engine *e, int64_t rows) {
 void dsi_scratch_layout(dsi_engine *e) {
     dsi_scratch *s = &e->scratch;
     const dsi_config *c = &e->model->config;
-    int64_t rows = e->options.chunk_tokens, head_rows = e->options.max_sessions;
+    int64_t rows = e->options.chunk_tokens, head_rows = dsi_head_rows(e);
     s->n_bytes = 0;
     take(s, &s->tokens, DSI_DTYPE_I32, rows, 1);
     take(s, &s->positions, DSI_DTYPE_I32, rows, 1);

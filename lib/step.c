@@ -114,7 +114,7 @@ static dsi_status compute_heads(dsi_engine *e) {
         if (r->taken[i]) r->sessions[i]->n_logits = 0, r->sessions[i]->has_logprob = false;
     for (uint32_t first = 0; first < r->n_head_rows;) {
         uint32_t n = r->n_head_rows - first;
-        if (n > e->options.max_sessions) n = e->options.max_sessions;
+        if (n > dsi_head_rows(e)) n = dsi_head_rows(e);
         dsi_status st = dsi_forward_head(e, DSI_FORWARD_RUN, first, n, r->head_logits, NULL);
         if (st != DSI_OK) return st;
         for (uint32_t i = 0; i < n; i++) hand_out(e, first + i, r->head_logits + i * vocab);
