@@ -72,12 +72,22 @@ static uint32_t n_waiting(const dsi_session *s, uint32_t room, bool *drafts) {
     return n;
 }
 
+/* By default, drafts for so many sessions of a step; rows of more share the experts already. */
+enum { AUTO_SESSIONS = 2 };
+static bool too_many(const dsi_engine *e) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < e->rows.n_sessions; i++)
+        n += e->rows.sessions[i]->n_total == e->rows.sessions[i]->n_tokens + 1;
+    return e->auto_drafts && n > AUTO_SESSIONS;
+}
+
 /* The held states of all sessions: first those that draft, of each session the last one, then the
  * others, which only go to the block's cache. */
 static dsi_status add_held(dsi_engine *e, uint32_t *n_rows, uint32_t *n_draft) {
     dsi_step_rows *r = &e->rows;
     dsi_status st = DSI_OK;
     uint32_t n = 0, n_all = 0, n_drafting = 0;
+    const bool none = too_many(e);
     bool drafts;
     for (uint32_t i = 0; i < r->n_sessions; i++) {
         dsi_session *s = r->sessions[i];
@@ -87,7 +97,7 @@ static dsi_status add_held(dsi_engine *e, uint32_t *n_rows, uint32_t *n_draft) {
         memcpy(r->page_table + (uint64_t)i * e->max_pages, s->pages, s->n_pages * sizeof *s->pages);
         n_all += r->taken[i];
         s->n_held = 0;
-        if (!drafts) continue;
+        if (!drafts || none) continue;
         r->mtp_rows[n_drafting] = (int32_t)n_drafting;
         r->head_seq[n_drafting++] = i;
         r->taken[i]--;

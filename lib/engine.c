@@ -9,8 +9,10 @@
 enum { MAX_THREADS = 1024, MAX_SESSIONS = 4096, MAX_CHUNK = 16384, DEFAULT_CONTEXT = 4096 };
 
 void dsi_engine_options_init(dsi_engine_options *options) {
-    *options = (dsi_engine_options){
-        .struct_size = sizeof *options, .max_sessions = 8, .chunk_tokens = DSI_PROMPT_BLOCK};
+    *options = (dsi_engine_options){.struct_size = sizeof *options,
+                                    .max_sessions = 8,
+                                    .chunk_tokens = DSI_PROMPT_BLOCK,
+                                    .draft_tokens = DSI_DRAFTS_AUTO};
 }
 
 /* ---- Options ------------------------------------------------------------------------------------
@@ -55,9 +57,20 @@ static dsi_status check_activations(dsi_engine *e) {
                         "activations e4m3: %s has no FP8 weights for them; use bf16 or f32", dir);
     return DSI_OK;
 }
+/* AUTO becomes 0 or 1. */
+static void set_drafts(dsi_engine *e, uint32_t n) {
+    e->options.draft_tokens = n;
+    e->n_kv_layers = e->model->config.n_layers + (n ? 1 : 0);
+}
 static dsi_status check_drafts(dsi_engine *e) {
     const dsi_weights *w = &e->model->weights;
-    e->n_kv_layers = e->model->config.n_layers + (e->options.draft_tokens ? 1 : 0);
+    const dsi_engine_options *o = &e->options;
+    if (o->draft_tokens == DSI_DRAFTS_AUTO) {
+        e->auto_drafts = w->mtp.eh_proj.name && o->mode == DSI_MODE_EXACT && o->chunk_tokens > 1;
+        set_drafts(e, e->auto_drafts);
+        return DSI_OK;
+    }
+    set_drafts(e, o->draft_tokens);
     if (!e->options.draft_tokens || w->mtp.eh_proj.name) return DSI_OK;
     bool bad = w->mtp_error.text[0] != 0;
     return dsi_fail(&e->handle.error, bad ? w->mtp_error.status : DSI_E_ARG,
@@ -118,7 +131,8 @@ static dsi_status resolve_options(dsi_engine *e, const dsi_engine_options *optio
                   {"pin", o->pin, 0, DSI_PIN_OFF},
                   {"weights", o->weights, 0, DSI_WEIGHTS_COPY},
                   {"kv_cache", o->kv_cache, 0, DSI_KV_CACHE_INT8},
-                  {"draft_tokens", o->draft_tokens, 0, DSI_MAX_DRAFTS},
+                  {"draft_tokens", o->draft_tokens == DSI_DRAFTS_AUTO ? 0 : o->draft_tokens, 0,
+                   DSI_MAX_DRAFTS},
                   {"indexer", o->indexer, 0, DSI_INDEXER_FP8}};
     for (size_t i = 0; st == DSI_OK && i < sizeof ranges / sizeof ranges[0]; i++)
         st = check_range(e, ranges[i].name, ranges[i].value, ranges[i].low, ranges[i].high);
@@ -167,9 +181,12 @@ static dsi_status open_device(dsi_engine *e) {
 /* When all ops were planned: what the device says of itself may depend on them. */
 static void describe(dsi_engine *e) {
     const uint32_t kv_cache = e->options.kv_cache;
-    snprintf(e->describe, sizeof e->describe, "%s, %s activations%s%s",
-             e->backend->describe(e->dev), activations_name(e), kv_cache ? ", kv cache " : "",
-             kv_cache ? KV_CACHE_NAMES[kv_cache] : "");
+    int n = snprintf(e->describe, sizeof e->describe, "%s, %s activations%s%s",
+                     e->backend->describe(e->dev), activations_name(e),
+                     kv_cache ? ", kv cache " : "", kv_cache ? KV_CACHE_NAMES[kv_cache] : "");
+    if (e->options.draft_tokens && n > 0 && (size_t)n < sizeof e->describe)
+        snprintf(e->describe + n, sizeof e->describe - (size_t)n, ", drafts %u",
+                 e->options.draft_tokens);
 }
 
 /* Bytes of the KV pool, all layers; false if that overflows. */
@@ -250,13 +267,19 @@ static dsi_status make_plan(dsi_engine *e) {
     return DSI_OK;
 }
 
+static uint64_t memory_cap(const dsi_engine *e) {
+    return e->options.max_memory ? e->options.max_memory : e->plan.n_bytes_available;
+}
+static bool fits(const dsi_engine *e) {
+    return !memory_cap(e) || e->plan.n_bytes_total <= memory_cap(e);
+}
 static dsi_status check_cap(dsi_engine *e) {
     const dsi_memory_plan *p = &e->plan;
-    uint64_t cap = e->options.max_memory ? e->options.max_memory : p->n_bytes_available;
+    const uint64_t cap = memory_cap(e);
     bool large = p->n_bytes_total >> 34 != 0; /* from 16 GiB on */
     const double unit = large ? 1 << 30 : 1 << 20;
     const char *name = large ? "GiB" : "MiB";
-    if (!cap || p->n_bytes_total <= cap) {
+    if (fits(e)) {
         if (p->n_bytes_available && p->n_bytes_total > p->n_bytes_available)
             dsi_logf(&e->model->log, DSI_LOG_WARN, "engine",
                      "the plan needs %.1f %s, the machine has %.1f %s free: expect paging",
@@ -333,6 +356,11 @@ static dsi_status open_parts(dsi_engine *e, const dsi_engine_options *options, b
     dsi_status st = resolve_options(e, options);
     if (st == DSI_OK) st = open_device(e);
     if (st == DSI_OK) st = make_plan(e);
+    if (st == DSI_OK && e->auto_drafts && !fits(e)) {
+        e->auto_drafts = false;
+        set_drafts(e, 0);
+        st = make_plan(e);
+    }
     if (st == DSI_OK) describe(e);
     if (st != DSI_OK || plan_only) return st;
     st = check_cap(e);

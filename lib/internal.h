@@ -178,6 +178,7 @@ struct dsi_engine {
     _Atomic(struct dsi_runner *) runner; /* the thread of the streams; NULL before the first one */
     _Atomic uint32_t n_holders;          /* the caller until dsi_engine_close, and its sessions */
     _Atomic bool closed; /* its sessions can only be closed now, and it ends with the last */
+    bool auto_drafts; /* draft_tokens is 1 by default */
     int32_t (*choose_draft)(void *user, const dsi_session *, uint32_t, int32_t); /* or NULL */
     void *choose_user;
     struct dsi_profile *profile; /* NULL: steps are not looked into (profile.c) */

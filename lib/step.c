@@ -72,6 +72,16 @@ static dsi_status add_rows(dsi_session *s, uint32_t seq, uint32_t n) {
     return DSI_OK;
 }
 
+/* Drafts that the step computes behind n rows of a session: none where they could take the row or
+ * the page of another session. */
+static uint32_t drafts_of(const dsi_session *s, uint32_t n, uint32_t room) {
+    const dsi_engine *e = s->engine;
+    uint32_t n_pages = (uint32_t)dsi_ceil_div(s->n_tokens + n + s->n_drafts, DSI_PAGE_ROWS);
+    bool rows = n + s->n_drafts + e->rows.n_sessions - 1 <= room;
+    bool pages = n_pages <= s->n_pages || e->n_free_pages > e->rows.n_sessions;
+    return rows && pages ? s->n_drafts : 0;
+}
+
 /* Rows of one session never lie apart: each session is asked once, in one of the two passes. */
 static void collect_rows(dsi_engine *e) {
     dsi_step_rows *r = &e->rows;
@@ -89,7 +99,7 @@ static void collect_rows(dsi_engine *e) {
             if (!queued || (queued > 1) != prompts || s->outcome != DSI_OK) continue;
             dsi_session_seal(s);
             uint32_t n = queued < room ? queued : room;
-            uint32_t drafts = n == queued && s->n_drafts <= room - n ? s->n_drafts : 0;
+            uint32_t drafts = n == queued ? drafts_of(s, n, room) : 0;
             if (n) s->outcome = add_rows(s, i, n + drafts);
             if (s->outcome == DSI_E_CONTEXT && drafts) /* no page for them: without */
                 s->outcome = add_rows(s, i, n);

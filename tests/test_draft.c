@@ -13,7 +13,7 @@ static const char TINY[] = "examples/models/tiny-gov";
 static dsi_model *model;
 
 static dsi_engine *engine_with(uint32_t draft_tokens, uint32_t activations) {
-    dsi_engine_options o;
+    dsi_engine_options o; /* draft_tokens may be DSI_DRAFTS_AUTO */
     dsi_engine_options_init(&o);
     o.draft_tokens = draft_tokens;
     o.activations = activations;
@@ -153,10 +153,9 @@ static void test_same_answers(void **state) {
 }
 
 /* Several sessions in one step, each at its own place; steps driven by hand. */
-static void test_in_company(void **state) {
-    (void)state;
+static void in_company(uint32_t drafts) {
     dsi_engine *plain = engine_with(0, DSI_ACTIVATIONS_BF16);
-    dsi_engine *e = engine_with(2, DSI_ACTIVATIONS_BF16);
+    dsi_engine *e = engine_with(drafts, DSI_ACTIVATIONS_BF16);
     dsi_session *s[N_QUESTIONS];
     answer got[N_QUESTIONS];
     int32_t tokens[256];
@@ -190,6 +189,40 @@ static void test_in_company(void **state) {
     }
     dsi_engine_close(e);
     dsi_engine_close(plain);
+}
+
+static void test_in_company(void **state) {
+    (void)state;
+    in_company(2);
+    in_company(DSI_DRAFTS_AUTO); /* none while more than two go on, then some */
+}
+
+/* Drafts take no row that a neighbour waits for. */
+static void test_small_steps(void **state) {
+    (void)state;
+    dsi_engine_options o;
+    dsi_engine_options_init(&o);
+    o.draft_tokens = 1, o.chunk_tokens = 2, o.max_context = 512;
+    dsi_engine *e = open_engine(model, &o);
+    assert_non_null(e);
+    dsi_session *s[2];
+    int32_t tokens[256], token;
+    for (int i = 0; i < 2; i++) {
+        s[i] = open_session(e, 0, 0);
+        size_t n = prompt_of(questions[i], tokens, 256);
+        assert_int_equal(dsi_session_append(s[i], tokens, n), DSI_OK);
+        while (dsi_session_n_queued(s[i]))
+            assert_int_equal(dsi_engine_step(e, &s[i], 1, NULL), DSI_OK);
+    }
+    for (int step = 0; step < 12; step++) {
+        for (int i = 0; i < 2; i++)
+            while (!dsi_session_n_queued(s[i]))
+                assert_int_equal(dsi_session_sample(s[i], &token), DSI_OK);
+        assert_int_equal(dsi_engine_step(e, s, 2, NULL), DSI_OK);
+        for (int i = 0; i < 2; i++) assert_int_equal(dsi_session_n_queued(s[i]), 0);
+    }
+    for (int i = 0; i < 2; i++) dsi_session_close(s[i]);
+    dsi_engine_close(e);
 }
 
 /* ---- Timelines ------------------------------------------------------------------------------ */
@@ -303,10 +336,10 @@ static int close_model(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_golden_logits), cmocka_unit_test(test_same_answers),
-        cmocka_unit_test(test_in_company),    cmocka_unit_test(test_cut_and_doubled),
-        cmocka_unit_test(test_no_room),       cmocka_unit_test(test_acceptance),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_golden_logits),   cmocka_unit_test(test_same_answers),
+        cmocka_unit_test(test_in_company),      cmocka_unit_test(test_small_steps),
+        cmocka_unit_test(test_cut_and_doubled), cmocka_unit_test(test_no_room),
+        cmocka_unit_test(test_acceptance),      cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests_name("draft", tests, open_model, close_model);
 }

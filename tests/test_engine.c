@@ -131,10 +131,41 @@ static void test_short_option_struct(void **state) {
 /* ---- Memory
  * ------------------------------------------------------------------------------------------ */
 
+/* By default a model with an MTP block drafts; where memory does not allow it, it does without. */
+static void test_drafts_by_default(void **state) {
+    (void)state;
+    dsi_engine_options o = engine_options();
+    dsi_memory_plan plan = {.struct_size = sizeof plan}, without = plan;
+    assert_int_equal(o.draft_tokens, DSI_DRAFTS_AUTO);
+    assert_int_equal(dsi_plan(tiny, &o, &plan), DSI_OK);
+    assert_int_equal(plan.n_bytes_kv, 1024ull * 160 * 2 * 7);
+    dsi_engine *e = new_engine(&o);
+    SAYS(dsi_engine_describe(e), "drafts 1");
+    assert_int_equal(e->options.draft_tokens, 1);
+    dsi_engine_close(e);
+    o.draft_tokens = 0;
+    assert_int_equal(dsi_plan(tiny, &o, &without), DSI_OK);
+    assert_true(without.n_bytes_total < plan.n_bytes_total);
+    o.draft_tokens = DSI_DRAFTS_AUTO;
+    o.max_memory = plan.n_bytes_total - 1;
+    e = new_engine(&o);
+    assert_null(strstr(dsi_engine_describe(e), "drafts"));
+    assert_int_equal(e->plan.n_bytes_total, without.n_bytes_total);
+    dsi_engine_close(e);
+    o.draft_tokens = 1; /* asked for, so they are not left out */
+    assert_int_equal(dsi_engine_open(tiny, &o, &e), DSI_E_MEMORY_CAP);
+    o = engine_options();
+    o.mode = DSI_MODE_FAST; /* there the rows of a step change the last bits */
+    e = new_engine(&o);
+    assert_int_equal(e->options.draft_tokens, 0);
+    dsi_engine_close(e);
+}
+
 static void test_memory_plan_and_cap(void **state) {
     (void)state;
     dsi_engine_options o = engine_options();
     dsi_memory_plan plan = {.struct_size = sizeof plan};
+    o.draft_tokens = 0;
     assert_int_equal(dsi_plan(tiny, &o, &plan), DSI_OK);
     assert_true(plan.n_bytes_weights > 8 << 20);
     assert_int_equal(plan.n_bytes_kv, 1024ull * 160 * 2 * 6); /* tokens, columns, bytes, layers */
@@ -510,6 +541,7 @@ int main(void) {
         cmocka_unit_test(test_option_ranges),
         cmocka_unit_test(test_environment_stands_in_for_options),
         cmocka_unit_test(test_short_option_struct),
+        cmocka_unit_test(test_drafts_by_default),
         cmocka_unit_test(test_memory_plan_and_cap),
         cmocka_unit_test(test_pages_are_zeroed_on_release),
         cmocka_unit_test(test_context_limits),

@@ -33,7 +33,7 @@ static uint64_t hash_bytes(const void *data, size_t n) { /* FNV-1a */
 typedef struct layout {
     uint32_t chunk, threads;
     bool beside_others;
-    uint32_t activations, kv_cache;
+    uint32_t activations, kv_cache, drafts;
 } layout;
 
 static dsi_session *new_session(dsi_engine *e) {
@@ -46,15 +46,14 @@ static dsi_session *new_session(dsi_engine *e) {
     return s;
 }
 
-/* Hashes the rows that the last step gave `s`. */
+/* Hashes the rows that the last step gave `s`, those of drafts that were taken among them. */
 static void hash_rows(const dsi_session *s, size_t vocab, uint64_t *hashes, uint32_t *n_seen) {
     const float *logits;
     size_t n_rows, first;
     dsi_session_logits(s, &logits, &n_rows, &first);
-    for (size_t r = 0; r < n_rows; r++) {
+    for (size_t r = 0; r < n_rows && first + r < N_ROWS; r++)
         hashes[first + r] = hash_bytes(logits + r * vocab, vocab * sizeof *logits);
-        (*n_seen)++;
-    }
+    *n_seen = (uint32_t)(first + n_rows);
 }
 
 static void run_layout(dsi_model *model, size_t vocab, const layout *l, const char *kernels,
@@ -65,6 +64,7 @@ static void run_layout(dsi_model *model, size_t vocab, const layout *l, const ch
     o.activations = l->activations;
     o.kv_cache = l->kv_cache;
     o.chunk_tokens = l->chunk;
+    o.draft_tokens = l->drafts;
     o.max_context = N_ROWS + 6;
     o.kv_tokens = 8 * (N_ROWS + 64);
     o.kernels = kernels;
@@ -87,8 +87,10 @@ static void run_layout(dsi_model *model, size_t vocab, const layout *l, const ch
         assert_int_equal(dsi_engine_step(e, all, n, NULL), DSI_OK);
         if (dsi_session_n_queued(all[mine]) != before) hash_rows(all[mine], vocab, hashes, &n_seen);
         for (uint32_t i = 0; i < n; i++)
-            if (!dsi_session_n_queued(all[i]))
+            while (!dsi_session_n_queued(all[i]) && !dsi_session_finish(all[i])) {
                 assert_int_equal(dsi_session_sample(all[i], &token), DSI_OK);
+                if (i == mine) hash_rows(all[i], vocab, hashes, &n_seen);
+            }
     }
     for (uint32_t i = 0; i < n; i++) dsi_session_close(all[i]);
     dsi_engine_close(e);
@@ -107,7 +109,9 @@ static void check_cache(const char *dir, const char *kernels, uint32_t activatio
     for (int c = 0; c < 4; c++)
         for (uint32_t threads = 1; threads <= 3; threads++)
             for (int others = 0; others < 2; others++) {
-                layout l = {chunks[c], threads, others != 0, activations, kv_cache};
+                /* by default one draft alone, none in company; else some */
+                uint32_t drafts = !info.n_mtp_layers || c < 2 ? DSI_DRAFTS_AUTO : (uint32_t)c - 1;
+                layout l = {chunks[c], threads, others != 0, activations, kv_cache, drafts};
                 if (SLOW_BUILD && (chunks[c] == 1 || threads != 2)) continue;
                 if (!full && (c == 0 ? others && threads != 3 : threads != 2)) continue;
                 memset(hashes, 0, sizeof hashes);

@@ -176,8 +176,11 @@ enum { DSI_KV_CACHE_BF16 = 0, DSI_KV_CACHE_FP8 = 1, DSI_KV_CACHE_INT8 = 2 };
  * next one: a step then computes the sampled token and the drafts behind it, and as many of those
  * as the sampler would have drawn itself are taken without a step of their own. Answers are the
  * same token for token, greedy or sampled; what changes is the time, and the memory for the block.
- * Drafts beyond the first are drafted from drafts. */
-enum { DSI_MAX_DRAFTS = 4 };
+ * Drafts beyond the first are drafted from drafts. AUTO: one draft a step where the model has such
+ * a block, mode is EXACT (elsewhere the rows of a step change the last bits), memory or max_memory
+ * allows it, and at most two sessions of the step wait for one token: with more, rows that may be
+ * refused cost what they save. */
+enum { DSI_MAX_DRAFTS = 4, DSI_DRAFTS_AUTO = 255 };
 
 /* How the indexer of DeepSeek-V3.2, which chooses the index_topk tokens that a row attends to,
  * keeps its queries and keys: PLAIN: as other operands; FP8: as DeepSeek's own code for GPUs does,
@@ -204,7 +207,7 @@ typedef struct dsi_engine_options {
     uint32_t gemm;         /* DSI_GEMM_*, in FAST; default AUTO */
     uint32_t weights;      /* DSI_WEIGHTS_*; default AUTO */
     uint32_t kv_cache;     /* DSI_KV_CACHE_*; default BF16 */
-    uint32_t draft_tokens; /* 0 to DSI_MAX_DRAFTS; default 0 */
+    uint32_t draft_tokens; /* 0 to DSI_MAX_DRAFTS, or DSI_DRAFTS_AUTO, the default */
     uint32_t indexer;      /* DSI_INDEXER_*; default PLAIN */
 } dsi_engine_options;
 DSI_API void dsi_engine_options_init(dsi_engine_options *options);

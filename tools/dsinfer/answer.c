@@ -280,7 +280,7 @@ void cli_answer_json(const cli_answer *answer, double load_seconds) {
     json_seconds("decode_seconds", result->decode_seconds, ", ");
     json_seconds("prefill_tokens_per_second", cli_prefill_rate(result), ", ");
     json_seconds("decode_tokens_per_second", cli_decode_rate(result), "}");
-    if (options->draft)
+    if (result->n_drafted || (options->draft && options->draft != DSI_DRAFTS_AUTO))
         printf(", \"drafted\": %u, \"accepted\": %u", result->n_drafted, result->n_accepted);
     printf(", \"memory_bytes\": %llu", (unsigned long long)cli_peak_memory());
     if (options->logprobs != 0) {

@@ -17,7 +17,7 @@ typedef struct inspected {
     dsi_memory_plan plan;
     dtype_sum dtypes[MAX_DTYPES]; /* by dsi_dtype */
     size_t name_width, shape_width;
-    uint32_t kv_tokens; /* of the plan */
+    uint64_t kv_per_token; /* bytes in the layers of the model, without the block that drafts */
 } inspected;
 
 /* A reference bandwidth, so that two models can be compared at a glance. */
@@ -27,9 +27,15 @@ static double bound_tokens_per_second(const dsi_model_info *info) {
     return info->n_bytes_token == 0 ? 0 : bound_bytes_per_second / (double)info->n_bytes_token;
 }
 
-static uint64_t kv_per_token(const inspected *seen) {
-    if (seen->options->kv_cache == DSI_KV_CACHE_BF16) return seen->info.n_bytes_kv;
-    return seen->kv_tokens == 0 ? 0 : seen->plan.n_bytes_kv / seen->kv_tokens;
+/* Rows of 8 bits are counted by a plan. */
+static int count_kv(inspected *seen, dsi_model *model, dsi_engine_options engine) {
+    dsi_memory_plan plan = {.struct_size = sizeof plan};
+    seen->kv_per_token = seen->info.n_bytes_kv;
+    if (seen->options->kv_cache == DSI_KV_CACHE_BF16 || engine.kv_tokens == 0) return CLI_OK;
+    engine.draft_tokens = 0;
+    int code = cli_plan(model, &engine, &plan);
+    seen->kv_per_token = plan.n_bytes_kv / engine.kv_tokens;
+    return code;
 }
 
 static dsi_status tensor_at(const dsi_model *model, uint32_t i, dsi_tensor_info *tensor) {
@@ -165,7 +171,7 @@ static void print_bytes(const inspected *seen) {
     print_size(info->n_bytes_token);
     fputc('\n', stdout);
     print_key("KV per token", "每 token KV");
-    print_size(kv_per_token(seen));
+    print_size(seen->kv_per_token);
     fputc('\n', stdout);
     print_key("bound", "速度上限");
     printf(cli_tr("at 100 GB/s: %s tok/s\n", "内存带宽 100 GB/s 时 %s tok/s\n"),
@@ -257,7 +263,7 @@ static void print_json(const inspected *seen, int code) {
     json_count("parameters_mtp", info->n_params_mtp);
     json_count("weight_bytes", info->n_bytes_weights);
     json_count("bytes_per_token", info->n_bytes_token);
-    json_count("kv_bytes_per_token", kv_per_token(seen));
+    json_count("kv_bytes_per_token", seen->kv_per_token);
     json_count("n_tensors", info->n_tensors);
     json_count("n_files", info->n_shards);
     fputs(", \"bound_tokens_per_second_at_100_GB_per_second\": ", stdout);
@@ -298,8 +304,8 @@ int cli_inspect(const cli_options *options) {
     dsi_engine_options engine_options;
     cli_engine_options(options, &seen.info, 0, &engine_options);
     engine_options.max_memory = 0; /* the plan is shown first, the cap compared afterwards */
-    seen.kv_tokens = engine_options.kv_tokens;
     code = cli_plan(model, &engine_options, &seen.plan);
+    if (code == CLI_OK) code = count_kv(&seen, model, engine_options);
     if (code == CLI_OK) code = survey(&seen);
     if (code == CLI_OK && options->json) {
         code = check_cap(&seen); /* its message is a field of the object */

@@ -320,6 +320,7 @@ static int parse_word(const char *word, cli_options *options) {
 int cli_parse(int argc, char **argv, cli_options *options) {
     memset(options, 0, sizeof *options);
     cli_default_sampling(options);
+    options->draft = DSI_DRAFTS_AUTO;
     options->max_mean_kl = options->min_top1 = -1;
     bool words_only = false;
     for (int i = 1; i < argc; i++) {
