@@ -213,12 +213,35 @@ dsi_status dsi_draft_after_step(dsi_engine *e) {
 
 /* ---- The sampler ---------------------------------------------------------------------------- */
 
+uint32_t dsi_draft_held(const dsi_session *s) {
+    const uint32_t n = n_valid(s);
+    return s->first_held + n == s->n_tokens ? n : 0;
+}
+
+void dsi_draft_hold(dsi_session *s, const float *states, uint32_t n) {
+    const uint64_t hidden = s->engine->model->config.hidden_size;
+    if (!s->held || n == 0 || n > 1 + s->engine->options.draft_tokens) return;
+    memcpy(s->held, states, n * hidden * sizeof *s->held);
+    s->first_held = s->n_tokens - n;
+    s->n_held = n;
+}
+
 void dsi_draft_cut(dsi_session *s) {
     s->n_drafts = s->n_extra = 0;
     s->n_held = n_valid(s);
 }
 
+void dsi_draft_put_back(dsi_session *s) {
+    const bool there = s->is_ahead && s->n_tokens == s->n_total; /* its pages may be gone since */
+    s->is_ahead = false;
+    if (!there) return;
+    s->n_drafts = s->n_extra = 0;
+    s->n_sealed = --s->n_tokens;
+    s->n_logits--;
+}
+
 void dsi_draft_meet(dsi_session *s, int32_t token) {
+    s->is_ahead = false;
     s->n_drafts = 0; /* those of this place are spent */
     if (s->n_extra == 0) return;
     s->n_drafted++;
@@ -230,4 +253,6 @@ void dsi_draft_meet(dsi_session *s, int32_t token) {
     s->n_extra--;
     s->n_tokens++;
     s->n_logits++;
+    s->n_sealed = s->n_tokens; /* in absorbed form, like every token that comes alone */
+    s->is_ahead = true;
 }

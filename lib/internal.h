@@ -178,7 +178,7 @@ struct dsi_engine {
     _Atomic(struct dsi_runner *) runner; /* the thread of the streams; NULL before the first one */
     _Atomic uint32_t n_holders;          /* the caller until dsi_engine_close, and its sessions */
     _Atomic bool closed; /* its sessions can only be closed now, and it ends with the last */
-    bool auto_drafts; /* draft_tokens is 1 by default */
+    bool auto_drafts;    /* draft_tokens is 1 by default */
     int32_t (*choose_draft)(void *user, const dsi_session *, uint32_t, int32_t); /* or NULL */
     void *choose_user;
     struct dsi_profile *profile; /* NULL: steps are not looked into (profile.c) */
@@ -259,6 +259,13 @@ dsi_status dsi_draft_before_step(dsi_engine *engine);
 dsi_status dsi_draft_after_step(dsi_engine *engine);
 /* The sampler has drawn `token`, which is queued now: was it drafted, then its row is there. */
 void dsi_draft_meet(dsi_session *session, int32_t token);
+/* Without drafts the token that was sampled last waits for a step; what else is queued before that
+ * decides about its form of attention, too. So its row is given up again, if it was drafted. */
+void dsi_draft_put_back(dsi_session *session);
+/* Held states, from the row on that is so many before the last computed one; and taken over into a
+ * session with its rows, of another one that had n of them (left out where there is no room). */
+uint32_t dsi_draft_held(const dsi_session *session);
+void dsi_draft_hold(dsi_session *session, const float *states, uint32_t n);
 /* The timeline was cut: drafts go, and held states of rows that went. */
 void dsi_draft_cut(dsi_session *session);
 
@@ -315,7 +322,8 @@ struct dsi_session {
     /* drafts (draft.c): tokens[n_total ..] holds those that the next step computes beside the
      * queued token, or that the last step computed and the sampler has not met yet */
     uint32_t n_drafts, n_extra;
-    float *held; /* [1 + draft_tokens][hidden] states of rows whose next token was not known */
+    bool is_ahead; /* the last token was drafted, so its row is there, and no step has been since */
+    float *held;   /* [1 + draft_tokens][hidden] states of rows whose next token was not known */
     uint32_t n_held, first_held;
     uint32_t n_drafted, n_accepted; /* since the session was opened */
     /* the sampler */

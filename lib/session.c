@@ -240,6 +240,7 @@ dsi_status dsi_session_append(dsi_session *s, const int32_t *tokens, size_t n_to
             return dsi_fail(&s->handle.error, DSI_E_ARG,
                             "token %zu is %d; the vocabulary has ids 0 to %u", i, tokens[i],
                             vocab - 1);
+    if (n_tokens) dsi_draft_put_back(s);
     if (n_tokens) memcpy(s->tokens + s->n_total, tokens, n_tokens * sizeof *tokens);
     s->n_drafts = s->n_extra = 0; /* they were drafts of other tokens */
     s->n_total += (uint32_t)n_tokens;

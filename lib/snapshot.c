@@ -11,18 +11,28 @@
  *
  * A restore fills memory and pages of its own, checks all of it, and only then becomes the state of
  * the session. */
-#include "internal.h"
+#include "snapshot.h"
 #include <stdio.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
                "weights and rows are mapped as they lie");
 
-enum { VERSION = 1, BUFFER_BYTES = 1 << 18, MAX_SAMPLES = 1024, SAMPLE_BYTES = 64 };
+enum { VERSION = 1, BUFFER_BYTES = 1 << 18 };
 static const uint8_t MAGIC[8] = {0x89, 'D', 'S', 'I', '\r', '\n', 0x1a, '\n'};
 
-typedef enum part_kind { HEAD = 1, TOKENS, SAMPLED, FORMS, LOGITS, ROWS, N_PARTS = ROWS } part_kind;
+/* DRAFTS, behind the others, is there if HEAD says so. */
+typedef enum part_kind {
+    HEAD = 1,
+    TOKENS,
+    SAMPLED,
+    FORMS,
+    LOGITS,
+    ROWS,
+    N_PARTS = ROWS,
+    DRAFTS
+} part_kind;
 static const char *const PART_NAMES[] = {"",      "head",   "tokens", "sampled",
-                                         "forms", "logits", "rows"};
+                                         "forms", "logits", "rows",   "drafts"};
 
 /* HEAD: what must fit the engine, then the state, then the sampler. */
 enum head_word {
@@ -47,6 +57,9 @@ enum head_word {
 
 enum { KV_SHIFT = 16, OPERANDS = 0xFFFF };  /* of the word DTYPE */
 enum { INDEXER_SHIFT = 16, FORM = 0xFFFF }; /* of the word ATTENTION */
+/* Of the word LAYERS: above the number of layers 0, or 1 + the number of held states, if the rows
+ * of the MTP block are in the file. */
+enum { HELD_SHIFT = 16, LAYER_BITS = 0xFFFF };
 _Static_assert(HEAD_WORDS % 2 == 0, "parts are multiples of 8 bytes");
 
 /* A session's state on its way, in memory of its own. */
@@ -54,106 +67,17 @@ typedef struct image {
     uint32_t head[HEAD_WORDS];
     int32_t *tokens;
     uint8_t *sampled, *forms;
-    float *logits;
-    void *block; /* that holds these four */
+    float *logits, *held;
+    void *block; /* that holds these five */
 } image;
 
-/* ---- Checksums --------------------------------------------------------------------------------
+static bool has_drafts(const image *m) { return m->head[LAYERS] >> HELD_SHIFT != 0; }
+static uint32_t n_held(const image *m) {
+    return has_drafts(m) ? (m->head[LAYERS] >> HELD_SHIFT) - 1 : 0;
+}
+
+/* ---- Which engine ----------------------------------------------------------------------------
  */
-
-/* Every step is one-to-one in the sum and in the word, so a single changed word always shows.
- * Against damage, not against forgery: a restore stays within bounds whatever the sums say. */
-static uint64_t mix(uint64_t sum, uint64_t word) {
-    sum ^= word * 0x9E3779B97F4A7C15u;
-    sum = (sum << 27 | sum >> 37) * 0xBF58476D1CE4E5B9u;
-    return sum + 0x94D049BB133111EBu;
-}
-static uint64_t mix_bytes(uint64_t sum, const void *data, uint64_t n_bytes) {
-    const uint8_t *at = data;
-    uint64_t word;
-    for (; n_bytes >= 8; at += 8, n_bytes -= 8) {
-        memcpy(&word, at, 8);
-        sum = mix(sum, word);
-    }
-    word = n_bytes;
-    if (n_bytes) memcpy(&word, at, n_bytes);
-    return n_bytes ? mix(mix(sum, word), n_bytes) : sum;
-}
-static uint64_t mix_double(uint64_t sum, double value) {
-    uint64_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return mix(sum, bits);
-}
-
-/* ---- Which model, which engine ----------------------------------------------------------------
- */
-
-static uint64_t mix_config(uint64_t sum, const dsi_config *c) {
-    const uint32_t numbers[] = {c->hidden_size,
-                                c->n_layers,
-                                c->vocab_size,
-                                c->intermediate_size,
-                                c->max_position,
-                                c->n_heads,
-                                c->n_kv_heads,
-                                c->head_dim,
-                                c->q_lora_rank,
-                                c->kv_lora_rank,
-                                c->qk_nope_head_dim,
-                                c->qk_rope_head_dim,
-                                c->v_head_dim,
-                                c->n_routed_experts,
-                                c->n_shared_experts,
-                                c->n_experts_per_token,
-                                c->first_k_dense,
-                                c->moe_layer_freq,
-                                c->n_group,
-                                c->topk_group,
-                                c->router,
-                                c->scoring,
-                                c->norm_topk_prob,
-                                c->tie_word_embeddings,
-                                c->attention_bias,
-                                c->rope.kind,
-                                c->moe_intermediate_size};
-    const double reals[] = {c->routed_scaling_factor,
-                            c->rms_norm_eps,
-                            c->rope.theta,
-                            c->rope.factor,
-                            c->rope.original_max_position,
-                            c->rope.beta_fast,
-                            c->rope.beta_slow,
-                            c->rope.mscale,
-                            c->rope.mscale_all_dim,
-                            c->rope.attention_factor,
-                            c->rope.low_freq_factor,
-                            c->rope.high_freq_factor};
-    sum = mix_bytes(sum, c->arch->model_type, strlen(c->arch->model_type));
-    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) sum = mix(sum, numbers[i]);
-    for (size_t i = 0; i < sizeof reals / sizeof reals[0]; i++) sum = mix_double(sum, reals[i]);
-    if (!c->arch->indexer) return sum;
-    return mix(mix(mix(sum, c->index_n_heads), c->index_head_dim), c->index_topk);
-}
-
-/* Configuration, table of tensors, sizes of the shards, and a sample of the weights themselves: 64
- * bytes from the middle of up to 1,024 tensors, so that a fine-tune of the same shape is told from
- * its base. */
-static uint64_t fingerprint(const dsi_model *model) {
-    const dsi_checkpoint *c = &model->checkpoint;
-    uint64_t sum = mix_config(0, &model->config);
-    uint32_t stride = c->n_tensors / MAX_SAMPLES + 1;
-    for (uint32_t i = 0; i < c->n_shards; i++) sum = mix(sum, c->shards[i].map.n_bytes);
-    for (uint32_t i = 0; i < c->n_tensors; i++) {
-        const dsi_file_tensor *t = &c->tensors[i];
-        sum = mix_bytes(sum, t->name, strlen(t->name));
-        sum = mix(mix(mix(sum, t->dtype), t->n_bytes), t->file_offset);
-        for (uint32_t d = 0; d < t->n_dims; d++) sum = mix(sum, (uint64_t)t->shape[d]);
-        if (i % stride) continue;
-        uint64_t n = t->n_bytes < SAMPLE_BYTES ? t->n_bytes : SAMPLE_BYTES;
-        sum = mix_bytes(sum, dsi_checkpoint_data(c, t) + (t->n_bytes - n) / 2, n);
-    }
-    return sum;
-}
 
 /* The options that decide what is drawn. */
 static void sampler_words(const dsi_session_options *o, uint32_t *words) {
@@ -170,7 +94,7 @@ static void sampler_words(const dsi_session_options *o, uint32_t *words) {
 static void engine_words(const dsi_engine *e, uint32_t *head) {
     dsi_caps caps = {.struct_size = sizeof caps};
     char kernels[32] = "";
-    uint64_t model = fingerprint(e->model);
+    uint64_t model = dsi_snapshot_fingerprint(e->model);
     e->backend->device_caps(e->dev, &caps);
     snprintf(kernels, sizeof kernels, "%.15s/%.15s", e->backend->id, caps.arch);
     head[MODEL_LOW] = (uint32_t)model;
@@ -217,8 +141,8 @@ static void carry(carrier *c, void *data, uint64_t n_bytes) {
     if (c->status == DSI_OK && !c->saving)
         c->status = dsi_sys_reader_get(&c->reader, data, n_bytes, &c->session->handle.error);
     if (c->status != DSI_OK) return;
-    c->part_sum = mix_bytes(c->part_sum, data, n_bytes);
-    c->whole_sum = mix_bytes(c->whole_sum, data, n_bytes);
+    c->part_sum = dsi_mix_bytes(c->part_sum, data, n_bytes);
+    c->whole_sum = dsi_mix_bytes(c->whole_sum, data, n_bytes);
     const uint8_t *from = data;
     for (uint64_t n; c->saving && n_bytes; from += n, n_bytes -= n) {
         n = BUFFER_BYTES - c->n_buffered < n_bytes ? BUFFER_BYTES - c->n_buffered : n_bytes;
@@ -250,6 +174,9 @@ static void begin_part(carrier *c, part_kind kind, uint64_t n_bytes) {
 }
 static void end_part(carrier *c, part_kind kind) { carry_known(c, c->part_sum, PART_NAMES[kind]); }
 static uint64_t padded(uint64_t n_bytes) { return (n_bytes + 7) / 8 * 8; }
+static uint64_t held_bytes(const dsi_engine *e, uint32_t n_states) {
+    return padded((uint64_t)n_states * e->model->config.hidden_size * sizeof(float));
+}
 
 static void carry_part(carrier *c, part_kind kind, void *data, uint64_t n_bytes) {
     begin_part(c, kind, padded(n_bytes));
@@ -294,23 +221,48 @@ static void carry_rows(carrier *c, uint32_t n_rows) {
     end_part(c, ROWS);
 }
 
+/* The rows of the MTP block and the states it has not seen yet; an engine without drafts reads past
+ * them. */
+static void carry_drafts(carrier *c, const image *m) {
+    const dsi_engine *e = c->session->engine;
+    const uint32_t n_rows = m->head[COMPUTED], layer = e->model->config.n_layers;
+    const uint64_t of_rows = dsi_kv_row_bytes(e, 1) * n_rows, most = dsi_kv_largest_page(e);
+    const uint64_t of_states = held_bytes(e, n_held(m));
+    begin_part(c, DRAFTS, of_rows + of_states);
+    if (e->n_kv_layers == layer) {
+        for (uint64_t n, left = of_rows; left && c->status == DSI_OK; left -= n) {
+            n = left < most ? left : most;
+            carry(c, c->page, n);
+        }
+    } else {
+        for (uint32_t i = 0; i < dsi_kv_areas(e); i += e->n_kv_layers) {
+            const dsi_tensor area = dsi_kv_area(e, i + layer);
+            carry_area(c, &area, n_rows);
+        }
+    }
+    carry(c, m->held, of_states);
+    end_part(c, DRAFTS);
+}
+
 /* ---- The image --------------------------------------------------------------------------------
  */
 
 static uint64_t n_forms(const image *m) { return m->head[TOTAL] / DSI_PROMPT_BLOCK + 1; }
 
 /* Room for what HEAD says; it was checked, or comes from the session. */
-static dsi_status allocate_image(image *m, dsi_error *error) {
+static dsi_status allocate_image(image *m, const dsi_engine *e, dsi_error *error) {
     uint64_t tokens = padded(m->head[TOTAL] * sizeof *m->tokens), sampled = padded(m->head[TOTAL]);
     uint64_t forms = padded(n_forms(m)), logits = padded(m->head[VOCABULARY] * sizeof *m->logits);
-    uint8_t *block = dsi_sys_calloc(tokens + sampled + forms + logits, 1);
+    uint64_t held = held_bytes(e, n_held(m));
+    uint8_t *block = dsi_sys_calloc(tokens + sampled + forms + logits + held, 1);
     if (!block)
         return dsi_fail(error, DSI_E_NOMEM, "no memory for the state of a session of %u tokens",
                         m->head[TOTAL]);
     m->block = block;
     m->tokens = (int32_t *)(void *)block;
     m->logits = (float *)(void *)(block + tokens);
-    m->sampled = block + tokens + logits;
+    m->held = (float *)(void *)(block + tokens + logits);
+    m->sampled = block + tokens + logits + held;
     m->forms = m->sampled + sampled;
     return DSI_OK;
 }
@@ -322,6 +274,7 @@ static void carry_parts(carrier *c, image *m) {
     carry_part(c, FORMS, m->forms, n_forms(m));
     carry_part(c, LOGITS, m->logits, has_logits * m->head[VOCABULARY] * sizeof *m->logits);
     carry_rows(c, m->head[COMPUTED]);
+    if (has_drafts(m)) carry_drafts(c, m);
     carry_known(c, c->whole_sum, "the end");
 }
 
@@ -355,8 +308,13 @@ static dsi_status fill_image(const dsi_session *s, image *m, dsi_error *error) {
     head[TOTAL] = s->n_total, head[COMPUTED] = s->n_tokens, head[SEALED] = s->n_sealed;
     head[DRAWS] = s->n_sampled, head[FINISH] = s->finish, head[END_TOKEN] = (uint32_t)s->end_token;
     head[HAS_LOGITS] = s->n_logits && s->first_logit + s->n_logits == s->n_tokens;
-    dsi_status st = allocate_image(m, error);
+    const uint32_t states = dsi_draft_held(s);
+    if (s->held) head[LAYERS] |= (1 + states) << HELD_SHIFT;
+    dsi_status st = allocate_image(m, s->engine, error);
     if (st != DSI_OK) return st;
+    if (states)
+        memcpy(m->held, s->held,
+               (uint64_t)states * s->engine->model->config.hidden_size * sizeof *m->held);
     memcpy(m->tokens, s->tokens, s->n_total * sizeof *m->tokens);
     memcpy(m->sampled, s->sampled, s->n_total);
     memcpy(m->forms, s->expanded, n_forms(m));
@@ -379,6 +337,7 @@ dsi_status dsi_session_save(dsi_session *s, const char *path) {
     carrier c;
     image m = {.block = NULL};
     c.status = open_carrier(&c, s, true, path);
+    dsi_draft_put_back(s);
     if (c.status == DSI_OK) c.status = fill_image(s, &m, &s->handle.error);
     carry_magic(&c);
     carry_known(&c, VERSION, "version");
@@ -461,7 +420,8 @@ static void check_numbers(carrier *c, const image *m) {
     const uint32_t *head = m->head;
     const dsi_engine *e = c->session->engine;
     uint32_t end = head[END_TOKEN], finish = head[FINISH];
-    bool ok = head[LAYERS] == e->model->config.n_layers &&
+    bool ok = (head[LAYERS] & LAYER_BITS) == e->model->config.n_layers &&
+              n_held(m) <= 1 + DSI_MAX_DRAFTS && n_held(m) <= head[COMPUTED] &&
               head[COLUMNS] == (uint32_t)e->kv_columns &&
               head[VOCABULARY] == e->model->config.vocab_size && head[COMPUTED] <= head[SEALED] &&
               head[SEALED] <= head[TOTAL] && (end == UINT32_MAX || end < head[VOCABULARY]) &&
@@ -479,10 +439,12 @@ static void check_numbers(carrier *c, const image *m) {
 /* The bytes that follow from HEAD are those of the file. */
 static void check_size(carrier *c, const image *m) {
     const dsi_engine *e = c->session->engine;
-    uint64_t n = m->head[TOTAL], row_bytes = dsi_kv_row_bytes(e, m->head[LAYERS]);
+    uint64_t n = m->head[TOTAL], row_bytes = dsi_kv_row_bytes(e, e->model->config.n_layers);
     uint64_t data = padded(n * sizeof *m->tokens) + padded(n) + padded(n_forms(m)) +
                     padded((uint64_t)m->head[HAS_LOGITS] * m->head[VOCABULARY] * sizeof(float)) +
                     row_bytes * m->head[COMPUTED];
+    if (has_drafts(m))
+        data += 24 + dsi_kv_row_bytes(e, 1) * m->head[COMPUTED] + held_bytes(e, n_held(m));
     uint64_t size = 16 + sizeof m->head + data + N_PARTS * 24ull + 8;
     if (c->status == DSI_OK && size != c->reader.n_bytes)
         c->status = dsi_fail(&c->session->handle.error, DSI_E_FORMAT,
@@ -531,6 +493,7 @@ static void become(dsi_session *s, const image *m) {
     dsi_session_count_samples(s);
     s->n_answer += head[DRAWS] - s->n_sampled;
     s->n_sampled = head[DRAWS];
+    dsi_draft_hold(s, m->held, n_held(m));
     s->finish = head[FINISH], s->end_token = (int32_t)head[END_TOKEN];
     s->broken.name = NULL;
     s->has_logprob = false;
@@ -545,7 +508,7 @@ static void restore(carrier *c, image *m) {
     if (c->status == DSI_OK) c->status = check_engine(c, m);
     if (c->status == DSI_OK) check_numbers(c, m);
     if (c->status == DSI_OK) check_size(c, m);
-    if (c->status == DSI_OK) c->status = allocate_image(m, &s->handle.error);
+    if (c->status == DSI_OK) c->status = allocate_image(m, s->engine, &s->handle.error);
     if (c->status != DSI_OK) return;
     pthread_mutex_lock(&s->engine->lock);
     c->status = dsi_session_reserve(s, m->head[COMPUTED]);

@@ -90,6 +90,7 @@ static void collect_rows(dsi_engine *e) {
         dsi_session *s = r->sessions[i];
         r->taken[i] = r->extra[i] = 0;
         r->broken[i] = (dsi_broken){0};
+        s->is_ahead = false;
         s->outcome = s->n_total > s->n_tokens ? dsi_session_hindrance(s) : DSI_OK;
     }
     for (int prompts = 0; prompts < 2; prompts++)

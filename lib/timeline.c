@@ -39,6 +39,7 @@ void dsi_session_count_samples(dsi_session *s) {
 void dsi_session_cut(dsi_session *s, uint32_t n) {
     dsi_engine *e = s->engine;
     uint32_t block = n / DSI_PROMPT_BLOCK, n_blocks = e->options.max_context / DSI_PROMPT_BLOCK + 1;
+    dsi_draft_put_back(s);
     uint32_t n_sealed, computed = kept_rows(s, n, &n_sealed);
     memset(s->expanded + block, 0, n_blocks - block);
     memset(s->sampled + n, 0, s->n_total - n);
@@ -85,6 +86,7 @@ static void copy_state(const dsi_session *from, dsi_session *to) {
     to->finish = from->finish, to->end_token = from->end_token;
     to->has_logprob = from->has_logprob, to->logprob = from->logprob, to->n_top = from->n_top;
     to->broken = from->broken;
+    dsi_draft_hold(to, from->held, dsi_draft_held(from));
 }
 
 dsi_status dsi_session_fork(dsi_session *s, dsi_session **copy) {
@@ -92,6 +94,7 @@ dsi_status dsi_session_fork(dsi_session *s, dsi_session **copy) {
     if (st != DSI_OK) return st;
     if (!copy) return dsi_fail(&s->handle.error, DSI_E_ARG, "dsi_session_fork: copy is NULL");
     *copy = NULL;
+    dsi_draft_put_back(s);
     dsi_session *c = NULL;
     st = dsi_session_new(s->engine, NULL, s, &c, &s->handle.error);
     if (st != DSI_OK) return st;

@@ -1,11 +1,13 @@
 /* test_draft.c: drafts of the MTP block: its logits against the reference's; answers with drafts
  * are those without, token for token, greedy and sampled, alone and in company, in streams; what
  * happens to them when a timeline is cut, doubled or runs out of pages. */
+#include "../lib/internal.h"
 #include "golden.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -256,6 +258,100 @@ static void test_cut_and_doubled(void **state) {
     dsi_engine_close(e);
 }
 
+/* The rest of an answer, the first of whose tokens are there. */
+static void go_on(dsi_session *s, answer *a) {
+    const uint32_t n_drafted = s->n_drafted, n_accepted = s->n_accepted;
+    for (a->n = 0; a->n < MAX_ANSWER; a->n++) {
+        assert_int_equal(dsi_session_next(s, &a->tokens[a->n]), DSI_OK);
+        if (a->tokens[a->n] < 0) break;
+    }
+    a->n_drafted = s->n_drafted - n_drafted;
+    a->n_accepted = s->n_accepted - n_accepted;
+}
+
+/* A session that was saved in the middle of an answer, or doubled there, drafts what the first one
+ * would have drafted: the block's rows and the states it has not seen are there. An engine without
+ * drafts reads the file too, and one with drafts a file without. */
+static void test_saved(void **state) {
+    (void)state;
+    dsi_engine *e = engine_with(1, DSI_ACTIVATIONS_BF16), *plain = engine_with(0, 0);
+    char path[] = "/tmp/dsi_test_draft_XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    for (uint32_t n_before = 1; n_before < 30; n_before += 7) {
+        answer rest[5];
+        int32_t tokens[256], token;
+        dsi_session *s[5] = {open_session(e, 0, 0), open_session(e, 0, 0),
+                             open_session(plain, 0, 0), open_session(e, 0, 0), NULL};
+        size_t n = prompt_of(questions[0], tokens, 256);
+        assert_int_equal(dsi_session_append(s[0], tokens, n), DSI_OK);
+        for (uint32_t i = 0; i < n_before; i++)
+            assert_int_equal(dsi_session_next(s[0], &token), DSI_OK);
+        assert_int_equal(dsi_session_save(s[0], path), DSI_OK);
+        for (int i = 1; i < 3; i++)
+            if (dsi_session_restore(s[i], path)) fail_msg("%s", dsi_last_error(s[i]));
+        assert_int_equal(dsi_session_save(s[2], path), DSI_OK);
+        assert_int_equal(dsi_session_restore(s[3], path), DSI_OK);
+        assert_int_equal(dsi_session_fork(s[0], &s[4]), DSI_OK);
+        for (int i = 0; i < 5; i++) go_on(s[i], &rest[i]);
+        for (int i = 1; i < 5; i++) {
+            assert_int_equal(rest[i].n, rest[0].n);
+            assert_memory_equal(rest[i].tokens, rest[0].tokens, rest[0].n * sizeof(int32_t));
+        }
+        for (int i = 1; i < 5; i += 3) { /* restored, doubled */
+            assert_in_range(rest[i].n_drafted, rest[0].n_drafted - 1, rest[0].n_drafted + 1);
+            assert_true(rest[i].n_accepted + 1 >= rest[0].n_accepted);
+        }
+        assert_int_equal(rest[2].n_drafted, 0);
+        assert_true(rest[3].n_drafted > 0);
+        for (int i = 0; i < 5; i++) dsi_session_close(s[i]);
+    }
+    unlink(path);
+    dsi_engine_close(plain);
+    dsi_engine_close(e);
+}
+
+/* A turn that is appended right behind an accepted draft, where a block of attention begins: the
+ * row of the draft was computed in absorbed form, so the block is not expanded. */
+static void test_blocks(void **state) {
+    (void)state;
+    enum { BLOCK = 256, SECOND = 300 };
+    dsi_engine_options o;
+    dsi_engine_options_init(&o);
+    o.max_context = 1024, o.draft_tokens = 0;
+    dsi_engine *plain = open_engine(model, &o);
+    o.draft_tokens = 2;
+    dsi_engine *e = open_engine(model, &o);
+    int32_t tokens[BLOCK + SECOND], token[2];
+    size_t n = prompt_of(questions[0], tokens, BLOCK), n_behind = 0;
+    for (size_t i = n; i < BLOCK + SECOND; i++) tokens[i] = tokens[i % n];
+    for (size_t start = BLOCK - 9; start < BLOCK; start += 2) {
+        dsi_session *s[2];
+        const float *logits[2];
+        size_t n_rows, first;
+        for (int k = 0; k < 2; k++) {
+            dsi_session_options so;
+            dsi_session_options_init(&so);
+            so.ignore_end = 1;
+            assert_int_equal(dsi_session_open(k ? e : plain, &so, &s[k]), DSI_OK);
+            assert_int_equal(dsi_session_append(s[k], tokens, start), DSI_OK);
+            while (s[k]->n_total <= BLOCK)
+                assert_int_equal(dsi_session_next(s[k], &token[k]), DSI_OK);
+            n_behind += s[k]->n_tokens > BLOCK;
+            assert_int_equal(dsi_session_append(s[k], tokens + BLOCK, SECOND), DSI_OK);
+            while (dsi_session_n_queued(s[k]))
+                assert_int_equal(dsi_engine_step(k ? e : plain, &s[k], 1, NULL), DSI_OK);
+            assert_int_equal(dsi_session_logits(s[k], &logits[k], &n_rows, &first), DSI_OK);
+        }
+        assert_memory_equal(logits[0], logits[1], 4096 * sizeof(float));
+        for (int k = 0; k < 2; k++) dsi_session_close(s[k]);
+    }
+    assert_true(n_behind > 0); /* else nothing was tried */
+    dsi_engine_close(e);
+    dsi_engine_close(plain);
+}
+
 /* At the end of the context, and with a pool that has no page for drafts. */
 static void test_no_room(void **state) {
     (void)state;
@@ -338,6 +434,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden_logits),   cmocka_unit_test(test_same_answers),
         cmocka_unit_test(test_in_company),      cmocka_unit_test(test_small_steps),
+        cmocka_unit_test(test_saved),           cmocka_unit_test(test_blocks),
         cmocka_unit_test(test_cut_and_doubled), cmocka_unit_test(test_no_room),
         cmocka_unit_test(test_acceptance),      cmocka_unit_test(test_refused),
     };
