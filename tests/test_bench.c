@@ -299,6 +299,25 @@ static void test_model_reports(void **state) {
     check_report(words, keys);
 }
 
+/* Drafts that are made right in three of four cases are taken so often, and the report says plainly
+ * that they were forced. V3's bytes are those of the published tensors. */
+static void test_model_drafts(void **state) {
+    (void)state;
+    char words[256];
+    snprintf(words, sizeof words,
+             "model -m %s/cut-2 --prefill 0 --decode 40 --draft 1 --force-accept 0.75 --threads 2",
+             folder);
+    cli_result r = bench(0, words);
+    if (r.code != 0) fail_msg("%s: exit code %d: %s", words, r.code, r.err);
+    assert_non_null(strstr(r.out, "FORCED, not the model's own"));
+    assert_non_null(strstr(r.out, "37.67 GB a token without, 60.12 GB a step with drafts"));
+    const char *taken = strstr(r.out, "(--force-accept 0.75): ");
+    assert_non_null(taken);
+    double percent = atof(taken + strlen("(--force-accept 0.75): "));
+    if (!(percent > 68 && percent < 82)) fail_msg("%g %% taken", percent);
+    cli_result_free(&r);
+}
+
 static void test_limits_kernels_and_moe_report(void **state) {
     (void)state;
     static const char *const limits[] = {"read_gbs", "threads", NULL};
@@ -338,6 +357,10 @@ static void test_mistakes(void **state) {
         {"synth --preset tiny --gguf q8_0 --out /proc/x.gguf", 3, "cannot create /proc/x.gguf"},
         {"model", 2, "needs -m DIR"},
         {"model -m nowhere", 4, "'nowhere' is not a folder"},
+        {"model -m x --draft 5", 2, "--draft is 5; it may be 0 to 4"},
+        {"model -m x --force-accept 0.5", 2, "it may be above 0 to 1, with drafts"},
+        {"model -m x --draft 1 --force-accept 1.5", 2, "must be a number above 0 to 1"},
+        {"model -m tests/data/golden/llama --draft 1", 2, "has no MTP block"},
         {"model -m x --batch 65", 2, "--batch has 65; it may be 1 to 64"},
         {"model -m x --prefill 1,,2", 2, "--prefill"},
         {"model -m x --gemm no", 2, "auto, own, onednn or openblas"},
@@ -416,6 +439,7 @@ int main(void) {
         cmocka_unit_test(test_the_reader_decodes_as_gguf_py_does),
         cmocka_unit_test(test_gguf_holds_the_weights),
         cmocka_unit_test(test_model_reports),
+        cmocka_unit_test(test_model_drafts),
         cmocka_unit_test(test_limits_kernels_and_moe_report),
         cmocka_unit_test(test_mistakes),
         cmocka_unit_test(test_full_disk),
