@@ -45,21 +45,28 @@ static inline void same_file(const char *a, const char *b, const char *name) {
     free(y.data);
 }
 
-/* Starts it and kills it after some microseconds; true if it had not ended by itself. */
-static inline bool run_and_kill(const char *form, const char *out, long microseconds) {
+/* Starts it and kills it after some microseconds, counted from when the file `from` is there if it
+ * is not NULL; true if it had not ended by itself. */
+static inline bool run_and_kill(const char *form, const char *out, const char *const more[2],
+                                const char *from, long microseconds) {
     pid_t pid = fork();
     if (pid == 0) {
         int null = open("/dev/null", O_RDWR);
         dup2(null, 1);
         dup2(null, 2);
         execl(cli_program(), cli_program(), "quantize", "-m", TINY, "--to", form, "--out", out,
-              "--threads", "2", (char *)NULL);
+              "--threads", "2", more[0], more[1], (char *)NULL);
         _exit(127);
+    }
+    const struct timespec blink = {0, 1000000};
+    int status = 0;
+    for (int i = 0; from && i < 20000 && access(from, F_OK) != 0; i++) {
+        if (waitpid(pid, &status, WNOHANG) == pid) return false;
+        nanosleep(&blink, NULL);
     }
     const struct timespec pause = {microseconds / 1000000, microseconds % 1000000 * 1000};
     nanosleep(&pause, NULL);
     kill(pid, SIGKILL);
-    int status = 0;
     assert_int_equal(waitpid(pid, &status, 0), pid);
     return WIFSIGNALED(status);
 }

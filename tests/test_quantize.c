@@ -171,7 +171,7 @@ static void test_killed(void **state) {
     must_make(TINY, "int4", straight, nothing);
     int n_killed = 0, n_resumed = 0;
     for (int i = 0; n_killed < 20 && i < 200; i++) {
-        if (!run_and_kill("int4", killed, 3000 + 4000 * (i % 25))) {
+        if (!run_and_kill("int4", killed, nothing, NULL, 3000 + 4000 * (i % 25))) {
             same_file(straight, killed, "model.safetensors");
             remove_folder(killed); /* it was done before it was killed: from the start again */
             continue;

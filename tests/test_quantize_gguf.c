@@ -6,10 +6,13 @@
 #include "../kernels/formats.h"
 #include "../lib/text/text.h"
 #include "../tools/dsinfer/quantize_search.inc"
+
+#include "../tools/dsinfer/quantize_feedback.inc"
 #include <deepseek/dsinfer.h>
 #include <math.h>
 
-static const quantize_search plain_vectors = {symmetric, q4_k, put_q4_k};
+static const quantize_search plain_vectors = {symmetric, q4_k,       put_q4_k, aim,
+                                              settle,    accumulate, dots};
 static const char *const keep_all[2] = {"--keep", "weight"};
 
 /* ---- A file and its numbers ----------------------------------------------------------------- */
@@ -297,7 +300,7 @@ static void test_killed(void **state) {
     under_root(killed, "killed.gguf");
     snprintf(journal, sizeof journal, "%s.journal", killed);
     for (int i = 0; n_killed < 8 && i < 80; i++) {
-        if (!run_and_kill("q4_k", killed, 4000 + 9000 * (i % 12))) {
+        if (!run_and_kill("q4_k", killed, nothing, NULL, 4000 + 9000 * (i % 12))) {
             unlink(killed); /* it was done before it was killed: from the start again */
             continue;
         }

@@ -32,7 +32,7 @@ enum { CLI_MAX_STOPS = 16, CLI_MAX_STOP_BYTES = 256 }; /* of dsi_session_options
 typedef struct cli_options {
     uint32_t command; /* CLI_RUN ..., 0: none given */
     const char *model, *kernels, *lang, *system, *golden;
-    const char *to, *out, *keep, *text;           /* of quantize */
+    const char *to, *out, *keep, *text, *calibrate; /* of quantize */
     const char *manifest, *write_manifest, *hash; /* hash: "sha256", "sm3", NULL: not given */
     const char *argument; /* the prompt, the text, or the command that help is wanted for */
     uint64_t max_memory, seed;

@@ -1,7 +1,7 @@
 /* quantize.c: dsinfer quantize: a model's matrices in fewer bits, shard by shard, in memory for
  * some rows of one matrix. A run that was killed is taken up by giving the same command again, and
  * writes the same bytes. */
-#include "quantize.h"
+#include "quantize_calibrate.h"
 
 #include "../../kernels/formats.h"
 #include "../../lib/base/sys.h"
@@ -10,6 +10,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { COPY_BYTES = 64 << 20, NO_TENSOR = -1 };
 
@@ -25,11 +26,17 @@ typedef struct quantizer {
     uint64_t room_bytes;
     double (*lost)[2]; /* [units of the largest matrix] */
     uint64_t n_bytes_done, n_bytes_began;
+    quantize_calibration calibration;
+    quantize_factor factors[2];
+    uint8_t *feedback_room; /* quantize_feedback_room() of each thread, from a multiple of 64 on */
+    uint32_t n_calibrated;
+    char calibration_path[4096];
     /* the job of the pool: one matrix */
     const dsi_file_tensor *weight;
     const quantize_tensor *first, *scales;
-    int64_t n_units; /* blocks of rows, or heads */
-    int write_error; /* errno of a thread; 0: none */
+    const quantize_factor *factor; /* NULL: nothing is known of what it multiplies */
+    int64_t n_units;               /* blocks of rows, or heads */
+    int write_error;               /* errno of a thread; 0: none */
 } quantizer;
 
 static int no_memory(void) {
@@ -43,10 +50,16 @@ static void write_piece(quantizer *q, const void *data, uint64_t n_bytes, uint64
     if (quantize_write(&q->out, data, n_bytes, offset) != 0) q->write_error = errno;
 }
 
+static void *room_for_feedback(const quantizer *q, uint32_t thread) {
+    uintptr_t begin = (uintptr_t)q->feedback_room;
+    return q->feedback_room + (63 - (begin + 63) % 64) + thread * quantize_feedback_room();
+}
+
 /* Rows [r, r + n) as codes and scales, or as BF16. */
-static void do_block(quantizer *q, float *x, uint8_t *codes, uint8_t *scales, int64_t r,
-                     int64_t n) {
+static void do_block(quantizer *q, float *x, int64_t r, int64_t n, uint32_t thread) {
     const int64_t k = q->weight->shape[1];
+    uint8_t *codes = (uint8_t *)(x + QUANTIZE_BLOCK * k);
+    uint8_t *scales = codes + 2 * QUANTIZE_BLOCK * k; /* BF16 is the widest */
     quantize_read_rows(&q->plan, q->weight, r, n, x);
     if (q->first->role == QUANTIZE_BF16) {
         uint16_t *half = (uint16_t *)(void *)codes;
@@ -59,18 +72,26 @@ static void do_block(quantizer *q, float *x, uint8_t *codes, uint8_t *scales, in
     const dsi_scale_span span = dsi_scale_span_of(form->scale_kind, form->scale_group, k);
     const uint64_t scale_row = (uint64_t)q->scales->shape[1] * dsi_dtype_bytes(form->scale_dtype);
     const uint64_t n_scale_rows = (uint64_t)dsi_ceil_div(n, span.n);
-    quantize_rows(form, x, n, k, codes, scales, q->lost[r / QUANTIZE_BLOCK]);
+    if (q->factor)
+        quantize_rows_with(&q->plan, q->factor, x, n, k, codes, scales, q->lost[r / QUANTIZE_BLOCK],
+                           room_for_feedback(q, thread));
+    else
+        quantize_rows(&q->plan, x, n, k, codes, scales, q->lost[r / QUANTIZE_BLOCK]);
     write_piece(q, codes, (uint64_t)n * code_bytes, q->first->offset + (uint64_t)r * code_bytes);
     write_piece(q, scales, n_scale_rows * scale_row,
                 q->scales->offset + (uint64_t)(r / span.n) * scale_row);
 }
 
 /* Unit `unit` of a tensor of a GGUF. */
-static void do_unit(quantizer *q, float *x, int64_t unit) {
+static void do_unit(quantizer *q, float *x, int64_t unit, uint32_t thread) {
     uint8_t *packed = (uint8_t *)x + q->room_bytes / 2;
     quantize_unit u = quantize_gguf_read(&q->plan, q->first, unit, x, (float *)(void *)packed);
     const uint64_t row = (uint64_t)dsi_row_bytes(q->first->dtype, u.k);
-    quantize_pack(&q->plan, q->first->dtype, x, u.n, u.k, packed, q->lost[unit]);
+    if (q->factor)
+        quantize_pack_with(&q->plan, q->factor, x, u.n, u.k, packed, q->lost[unit],
+                           room_for_feedback(q, thread));
+    else
+        quantize_pack(&q->plan, q->first->dtype, x, u.n, u.k, packed, q->lost[unit]);
     write_piece(q, packed, (uint64_t)u.n * row, q->first->offset + (uint64_t)u.first * row);
 }
 
@@ -80,27 +101,38 @@ static void do_matrix(void *context, uint32_t thread, uint32_t n_threads) {
     float *x = (float *)(void *)(q->room + thread * q->room_bytes);
     dsi_pool_share((uint64_t)q->n_units, 1, thread, n_threads, &begin, &end);
     for (int64_t b = (int64_t)begin; b < (int64_t)end; b++) {
-        if (q->first->role >= QUANTIZE_ROWS) {
-            do_unit(q, x, b);
-            continue;
-        }
-        const int64_t n = q->weight->shape[0], k = q->weight->shape[1], r = b * QUANTIZE_BLOCK;
-        uint8_t *codes = (uint8_t *)(x + QUANTIZE_BLOCK * k);
-        uint8_t *scales = codes + 2 * QUANTIZE_BLOCK * k; /* BF16 is the widest */
-        do_block(q, x, codes, scales, r, dsi_min_i64(QUANTIZE_BLOCK, n - r));
+        const int64_t r = b * QUANTIZE_BLOCK;
+        if (q->first->role >= QUANTIZE_ROWS)
+            do_unit(q, x, b, thread);
+        else
+            do_block(q, x, r, dsi_min_i64(QUANTIZE_BLOCK, q->weight->shape[0] - r), thread);
     }
+}
+
+/* What is known of the inputs of q->weight; false: no memory. */
+static bool look_at_inputs(quantizer *q) {
+    bool four_bits = q->first->role == QUANTIZE_CODES ||
+                     (q->first->role >= QUANTIZE_ROWS && q->first->dtype == DSI_DTYPE_Q4_K);
+    bool no_memory = false;
+    q->factor = NULL;
+    if (!q->calibration.n_tokens || !four_bits) return true;
+    q->factor = quantize_factor_of(q->factors, &q->calibration, q->weight, q->pool, &no_memory);
+    q->n_calibrated += q->factor != NULL;
+    return !no_memory;
 }
 
 /* Makes q->first of q->weight; the sums of the units in their order: the same numbers for any
  * number of threads. */
-static void make_tensor(quantizer *q, double sums[2]) {
+static int make_tensor(quantizer *q, double sums[2]) {
+    if (!look_at_inputs(q)) return no_memory();
     const bool blocks = q->first->role >= QUANTIZE_ROWS;
     q->n_units = blocks ? quantize_gguf_units(&q->plan, q->first)
                         : dsi_ceil_div(q->weight->shape[0], QUANTIZE_BLOCK);
     dsi_pool_run(q->pool, do_matrix, q);
-    if (q->first->role == QUANTIZE_BF16 || (blocks && q->first->dtype < DSI_DTYPE_BLOCKS)) return;
-    for (int64_t b = 0; b < q->n_units; b++)
+    bool plain = q->first->role == QUANTIZE_BF16 || (blocks && q->first->dtype < DSI_DTYPE_BLOCKS);
+    for (int64_t b = 0; b < q->n_units && !plain; b++)
         for (int i = 0; i < 2; i++) sums[i] += q->lost[b][i];
+    return CLI_OK;
 }
 
 static int copy_tensor(quantizer *q, const quantize_tensor *t) {
@@ -118,6 +150,7 @@ static int do_tensor(quantizer *q, uint32_t i) {
     const quantize_tensor *tensors = q->plan.tensors;
     double sums[2] = {0, 0}, error = -1;
     uint64_t n_written = 0;
+    int code = CLI_OK;
     q->weight = &q->from.tensors[i];
     q->first = q->scales = NULL;
     for (int j = 0; j < 3 && q->made[i][j] != NO_TENSOR; j++) {
@@ -126,14 +159,15 @@ static int do_tensor(quantizer *q, uint32_t i) {
         if (t->role == QUANTIZE_COPY) copy_tensor(q, t);
         if (t->role >= QUANTIZE_ROWS) {
             q->first = t;
-            make_tensor(q, sums);
+            if (code == CLI_OK) code = make_tensor(q, sums);
             q->first = NULL;
         }
         if (t->role == QUANTIZE_CODES || t->role == QUANTIZE_BF16) q->first = t;
         if (t->role == QUANTIZE_SCALES) q->scales = t;
         if (t->role == QUANTIZE_SHAPE) write_piece(q, q->weight->shape, 16, t->offset);
     }
-    if (q->first) make_tensor(q, sums);
+    if (q->first) code = make_tensor(q, sums);
+    if (code != CLI_OK) return code;
     if (sums[1] > 0) error = sqrt(sums[0] / sums[1]);
     if (!isfinite(sums[0] + sums[1])) {
         cli_error(
@@ -285,6 +319,10 @@ static void report(const quantizer *q, double seconds) {
            q->plan.n_quantised, q->from.n_tensors, q->plan.form->name, cli_bytes_text(n).text,
            seconds, seconds > 0 ? (double)n / seconds / 1e9 : 0);
     print_errors(q);
+    if (q->n_calibrated)
+        printf(cli_tr("%u matrices calibrated on %u tokens of %s\n",
+                      "%u 个矩阵按 %u 个 token（%s）校准\n"),
+               q->n_calibrated, (uint32_t)q->calibration.n_tokens, q->options->calibrate);
     if (q->plan.n_wide)
         printf(cli_tr("%u tensors have rows that %s cannot divide: they are wider\n",
                       "%u 个张量的行长不是 %s 块长的整数倍：改用更宽的类型\n"),
@@ -314,6 +352,15 @@ static int choose_kept(const cli_options *options, const quantize_form *form, co
 }
 
 static int check_out(const cli_options *options, const quantize_form *form) {
+    bool four_bits = form->dtype == DSI_DTYPE_I4 || form->blocks == DSI_DTYPE_Q4_K;
+    if (options->calibrate && !four_bits) {
+        cli_error(
+            cli_tr("--calibrate is for four bits, not for %s", "--calibrate 用于 4 位，不用于 %s"),
+            form->name);
+        cli_hint(cli_tr("leave it out: eight bits lose too little to be made up",
+                        "请去掉：8 位的损失太小，无需补偿"));
+        return CLI_USAGE;
+    }
     if (dsi_is_gguf_name(options->out) == (form->blocks != DSI_DTYPE_NONE)) return CLI_OK;
     if (form->blocks) {
         cli_error(cli_tr("--to %s writes one file; --out %s does not end in .gguf",
@@ -349,16 +396,38 @@ static int open_source(quantizer *q) {
     return cli_status_exit(status);
 }
 
+/* Once for all the runs that it may take: the rows lie in a file until the output is whole. */
+static int calibrate(quantizer *q) {
+    const char *tail = q->plan.form->blocks ? ".calibration" : "/quantize.calibration";
+    if (q->out.n_done == q->from.n_tensors) return CLI_OK; /* there was only to finish it */
+    int n =
+        snprintf(q->calibration_path, sizeof q->calibration_path, "%s%s", q->options->out, tail);
+    if (n < 0 || (size_t)n >= sizeof q->calibration_path) {
+        cli_error(cli_tr("--out: the path is too long", "--out：路径过长"));
+        return CLI_USAGE;
+    }
+    q->feedback_room = dsi_sys_calloc(dsi_pool_size(q->pool), quantize_feedback_room());
+    if (!q->feedback_room) return no_memory();
+    int code =
+        quantize_calibration_open(&q->calibration, q->options, &q->plan, q->calibration_path);
+    if (code != CLI_OK && q->out.n_done == 0) quantize_discard_output(&q->plan, &q->out);
+    return code;
+}
+
 static int make_all(quantizer *q, const quantize_form *form, const char *keep) {
     dsi_error error = {0};
     uint32_t n_threads = q->options->threads ? q->options->threads : dsi_sys_cpu_count();
+    uint64_t sum = 0;
+    int code = q->options->calibrate ? quantize_text_sum(q->options->calibrate, &sum) : CLI_OK;
+    if (code != CLI_OK) return code;
     dsi_status status = quantize_plan_make(&q->from, &q->config, form, keep, &q->plan, &error);
+    q->plan.calibration_sum = sum;
     if (status == DSI_OK) status = dsi_pool_new(n_threads, NULL, &q->pool, &error);
     if (status != DSI_OK) {
         cli_error("%s", error.text);
         return cli_status_exit(status);
     }
-    int code = allocate(q);
+    code = allocate(q);
     if (code == CLI_OK) code = quantize_open_output(&q->plan, q->options->out, &q->out);
     for (uint32_t i = 0; i < q->from.n_tensors && code == CLI_OK; i++)
         if (q->out.done[i]) q->n_bytes_began += q->from.tensors[i].n_bytes;
@@ -367,8 +436,10 @@ static int make_all(quantizer *q, const quantize_form *form, const char *keep) {
                 cli_show(q->options->out).text, cli_bytes_text(q->n_bytes_began).text,
                 cli_bytes_text(q->plan.n_bytes_in).text);
     double start = dsi_sys_seconds();
+    if (code == CLI_OK && q->options->calibrate) code = calibrate(q);
     for (uint32_t file = 0; file < q->plan.n_files && code == CLI_OK; file++)
         code = do_file(q, file);
+    if (code == CLI_OK && q->calibration.n_tokens) unlink(q->calibration_path);
     if (code == CLI_OK) code = quantize_finish(&q->plan, &q->out);
     cli_progress_clear();
     if (code == CLI_OK) report(q, dsi_sys_seconds() - start);
@@ -395,6 +466,9 @@ int cli_quantize(const cli_options *options) {
     quantize_plan_free(&q.plan);
     dsi_checkpoint_close(&q.from);
     dsi_config_free(&q.config);
+    quantize_calibration_close(&q.calibration);
+    quantize_factors_free(q.factors);
+    dsi_sys_free(q.feedback_room);
     dsi_pool_free(q.pool);
     dsi_sys_free(q.made);
     dsi_sys_free(q.room);

@@ -59,6 +59,7 @@ typedef struct quantize_plan {
     const quantize_form *form;
     const char *keep;
     const struct quantize_search *search; /* for scales */
+    uint64_t calibration_sum;             /* of the bytes of --calibrate's file; 0: there is none */
     quantize_tensor *tensors;             /* shard by shard; inside one, wider types first */
     uint32_t n_tensors;
     uint32_t n_files;         /* to write: as many as there are shards, or one GGUF */
@@ -96,6 +97,9 @@ quantize_unit quantize_gguf_read(const quantize_plan *plan, const quantize_tenso
  * without those. CLI_OK or an exit code, after explaining. */
 int quantize_gguf_header(const quantize_plan *plan, cli_bytes *bytes, uint64_t *n_bytes_header,
                          const char *path);
+/* A block of Q4_K whose codes are known. */
+struct quantize_q4_k;
+void quantize_put_q4_k(const struct quantize_q4_k *block, const uint8_t codes[256], uint8_t *to);
 /* n rows of k numbers in a type of the file; error as quantize_rows. */
 void quantize_pack(const quantize_plan *plan, dsi_dtype dtype, const float *x, int64_t n, int64_t k,
                    uint8_t *to, double error[2]);
@@ -108,8 +112,11 @@ void quantize_read_rows(const quantize_plan *plan, const dsi_file_tensor *weight
 /* The codes of n <= QUANTIZE_BLOCK rows as they are stored, their scales (the rows of the scale
  * tensor that belong to them), and what was lost: error[0] sum of squares of the differences,
  * error[1] of the weights. `row` is a multiple of QUANTIZE_BLOCK. */
-void quantize_rows(const quantize_form *form, const float *x, int64_t n, int64_t k, uint8_t *codes,
+void quantize_rows(const quantize_plan *plan, const float *x, int64_t n, int64_t k, uint8_t *codes,
                    uint8_t *scales, double error[2]);
+/* Codes of four bits to columns [first, first + n) of a row that was zero; scale i of an array. */
+void quantize_put4(const int8_t *codes, int64_t first, int64_t n, uint8_t *row);
+void quantize_put_scale(dsi_dtype dtype, float scale, uint8_t *scales, int64_t i);
 double quantize_squares(const float *x, int64_t n);                /* their sum */
 int64_t quantize_code_bytes(const quantize_form *form, int64_t k); /* of a row */
 
@@ -136,7 +143,35 @@ int quantize_note(quantize_output *out, uint32_t i, double error, uint64_t n_byt
 int quantize_close_file(const quantize_plan *plan, uint32_t file, quantize_output *out);
 /* The index, the small files, config.json last: from then on the folder is a model. */
 int quantize_finish(const quantize_plan *plan, quantize_output *out);
+/* Nothing was made yet: takes the journal away, and the folder if it is empty. */
+void quantize_discard_output(const quantize_plan *plan, const quantize_output *out);
 void quantize_close_output(quantize_output *out);
+
+/* ---- Texts (quantize_text.c). */
+typedef struct quantize_text {
+    size_t max_tokens; /* set by the caller */
+    int32_t *tokens;
+    size_t n_tokens;
+    size_t
+        *ends; /* [n_parts] behind the last token of each part, which a session of its own gets */
+    size_t n_parts, max_parts;
+} quantize_text;
+/* The first max_tokens tokens of a file, in parts of at most max_part: of a plain text, or, if its
+ * name ends in .jsonl, of its lines, each an object with "text", or with "user" and "answer", which
+ * are put into the model's template. option: for messages. Free it in any case. */
+int quantize_text_read(const dsi_model *model, const char *path, const char *option,
+                       size_t max_part, quantize_text *text);
+/* A number that differs for other bytes; CLI_OK or an exit code. */
+int quantize_text_sum(const char *path, uint64_t *sum);
+void quantize_text_free(quantize_text *text);
+typedef struct quantize_run {
+    void *user;
+    uint32_t all_logits;
+    void (*before)(void *user, size_t token); /* a step that begins with this token; or NULL */
+    int (*after)(void *user, dsi_session *session, size_t part); /* `part`: its first token */
+} quantize_run;
+/* All parts, one after the other. */
+int quantize_text_run(const quantize_text *text, dsi_engine *engine, const quantize_run *run);
 
 /* ---- What it costs (quantize_eval.c): both models over the tokens of a text. */
 int quantize_compare(const cli_options *options, const char *made);

@@ -48,6 +48,20 @@ static void put_six_bits(const quantize_q4_k *b, uint8_t *to) {
     }
 }
 
+static void put_head(const quantize_q4_k *b, uint8_t *to) {
+    put_f16(b->unit, to);
+    put_f16(b->offset_unit, to + 2);
+    put_six_bits(b, to + 4);
+}
+
+void quantize_put_q4_k(const quantize_q4_k *block, const uint8_t codes[Q4_K_BLOCK], uint8_t *to) {
+    put_head(block, to);
+    for (int j = 0; j < Q4_K_RUNS; j += 2)
+        for (int i = 0; i < Q4_K_RUN; i++)
+            to[16 + j / 2 * Q4_K_RUN + i] =
+                (uint8_t)(codes[j * Q4_K_RUN + i] | codes[(j + 1) * Q4_K_RUN + i] << 4);
+}
+
 /* n_blocks of them, which follow each other. */
 static void pack_q4_k(const quantize_search *search, const float *x, int64_t n_blocks, uint8_t *to,
                       double error[2]) {
@@ -59,9 +73,7 @@ static void pack_q4_k(const quantize_search *search, const float *x, int64_t n_b
             rows.x[l] = x + (b + (l / Q4_K_RUNS) % n) * Q4_K_BLOCK + l % Q4_K_RUNS * Q4_K_RUN;
         search->q4_k(&rows, blocks);
         for (int64_t i = 0; i < n; i++, to += Q4_K_BYTES) {
-            put_f16(blocks[i].unit, to);
-            put_f16(blocks[i].offset_unit, to + 2);
-            put_six_bits(&blocks[i], to + 4);
+            put_head(&blocks[i], to);
             error[0] += (double)search->put_q4_k(x + (b + i) * Q4_K_BLOCK, &blocks[i], to + 16);
         }
     }

@@ -77,9 +77,10 @@ static void head_line(const quantize_plan *plan, char line[HEAD_BYTES]) {
         sum = dsi_mix64(sum ^ t->file_offset) ^ dsi_mix64(t->n_bytes + t->dtype);
     }
     snprintf(line, HEAD_BYTES,
-             "dsinfer quantize 1 %s keep %.200s tensors %u bytes %" PRIu64 " sum %016" PRIx64 "\n",
-             plan->form->name, plan->keep ? plan->keep : "-", plan->from->n_tensors,
-             plan->n_bytes_in, sum);
+             "dsinfer quantize 2 %s keep %.200s calibrate %016" PRIx64 " tensors %u bytes %" PRIu64
+             " sum %016" PRIx64 "\n",
+             plan->form->name, plan->keep ? plan->keep : "-", plan->calibration_sum,
+             plan->from->n_tensors, plan->n_bytes_in, sum);
 }
 
 /* Lines behind the first: number of a source tensor, its error or -1. The last one may be cut. */
@@ -460,6 +461,12 @@ int quantize_finish(const quantize_plan *plan, quantize_output *out) {
     if (code != CLI_OK) return code;
     if (journal_path(path, plan, out->folder) && unlink(path) == 0) return CLI_OK;
     return io_error(cli_tr("cannot remove", "无法删除"), path);
+}
+
+void quantize_discard_output(const quantize_plan *plan, const quantize_output *out) {
+    char path[PATH_BYTES];
+    if (journal_path(path, plan, out->folder)) unlink(path);
+    if (!plan->form->blocks) rmdir(out->folder);
 }
 
 void quantize_close_output(quantize_output *out) {

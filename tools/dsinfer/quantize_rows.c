@@ -4,6 +4,7 @@
 
 #include "../../kernels/formats.h"
 #include "../../lib/base/convert.h"
+#include "quantize_search.h"
 #include <math.h>
 #include <string.h>
 
@@ -109,28 +110,12 @@ double quantize_squares(const float *x, int64_t n) {
     return all;
 }
 
-/* Four bits: of some scales below the one that fits the largest value, the one that errs least; to
- * cut a lone large value off a little often costs less than to spread all the others. */
-static float best_scale(const quantize_form *f, const float *x, int64_t n, float top_value) {
-    enum { TRIALS = 9 };
-    int8_t codes[QUANTIZE_BLOCK];
-    float best = 0, least = INFINITY;
-    for (int i = 0; i < TRIALS; i++) {
-        float scale = stored_scale(f->scale_dtype, top_value * (1 - 0.04f * (float)i) / 7.5f);
-        float error = encode(x, n, scale, 7, codes);
-        if (!(error < least)) continue;
-        least = error;
-        best = scale;
-    }
-    return best;
-}
-
-static void store_scale(dsi_dtype dtype, float scale, uint8_t *to) {
+void quantize_put_scale(dsi_dtype dtype, float scale, uint8_t *scales, int64_t i) {
     if (dtype == DSI_DTYPE_F32) {
-        memcpy(to, &scale, sizeof scale);
+        memcpy(scales + 4 * i, &scale, sizeof scale);
     } else {
         uint16_t half = dsi_f32_to_bf16(scale);
-        memcpy(to, &half, sizeof half);
+        memcpy(scales + 2 * i, &half, sizeof half);
     }
 }
 
@@ -141,7 +126,7 @@ int64_t quantize_code_bytes(const quantize_form *form, int64_t k) {
 }
 
 /* Columns [first, first + n) of a row of words; what is stored is the code and eight. */
-static void pack4(const int8_t *codes, int64_t first, int64_t n, uint8_t *row) {
+void quantize_put4(const int8_t *codes, int64_t first, int64_t n, uint8_t *row) {
     for (int64_t i = 0; i < n; i++) {
         uint32_t code = (uint32_t)(codes[i] + 8);
         row[(first + i) / 2] |= (uint8_t)(code << ((first + i) % 2 * 4));
@@ -157,7 +142,7 @@ static void put_columns(const quantize_form *f, const float *row, int64_t c, int
         const float *x = row + c + i;
         if (f->dtype == DSI_DTYPE_I4) {
             error[0] += (double)encode(x, piece, scale, 7, codes);
-            pack4(codes, c + i, piece, to);
+            quantize_put4(codes, c + i, piece, to);
         } else {
             error[0] += (double)encode(x, piece, scale, 127, (int8_t *)to + c + i);
         }
@@ -165,7 +150,7 @@ static void put_columns(const quantize_form *f, const float *row, int64_t c, int
     }
 }
 
-/* Rows that share their scales (one, or a block) in columns [c, c + n). */
+/* Eight bits: of rows that share their scales (one, or a block) in columns [c, c + n). */
 static float scale_of(const quantize_form *f, const float *x, int64_t rows, int64_t k, int64_t c,
                       int64_t n) {
     float top = 0;
@@ -173,23 +158,53 @@ static float scale_of(const quantize_form *f, const float *x, int64_t rows, int6
         float value = largest(x + r * k + c, n);
         top = value > top ? value : top;
     }
-    if (f->dtype == DSI_DTYPE_I4) return best_scale(f, x + c, n, top);
     return stored_scale(f->scale_dtype, top / 127);
 }
 
-void quantize_rows(const quantize_form *form, const float *x, int64_t n, int64_t k, uint8_t *codes,
-                   uint8_t *scales, double error[2]) {
+/* Four bits: sixteen rows' groups from column c on are searched together. */
+static void find_scales(const quantize_plan *plan, const float *x, int64_t n, int64_t k, int64_t c,
+                        float scale[QUANTIZE_BLOCK]) {
+    const quantize_form *f = plan->form;
+    quantize_lanes rows = {.n = dsi_min_i64(f->scale_group, k - c)};
+    for (int64_t r = 0; r < n; r += QUANTIZE_LANES) {
+        for (int64_t l = 0; l < QUANTIZE_LANES; l++)
+            rows.x[l] = x + dsi_min_i64(r + l, n - 1) * k + c;
+        plan->search->symmetric(&rows, f->scale_dtype == DSI_DTYPE_BF16, scale + r);
+    }
+}
+
+static void rows_of_eight_bits(const quantize_form *form, const float *x, int64_t n, int64_t k,
+                               uint8_t *codes, uint8_t *scales, double error[2]) {
     const dsi_scale_span span = dsi_scale_span_of(form->scale_kind, form->scale_group, k);
-    const int64_t row_bytes = quantize_code_bytes(form, k);
-    const uint32_t scale_bytes = dsi_dtype_bytes(form->scale_dtype);
-    error[0] = error[1] = 0;
-    memset(codes, 0, (size_t)(n * row_bytes));
+    int64_t i_scale = 0;
     for (int64_t r = 0; r < n; r += span.n)
-        for (int64_t c = 0; c < k; c += span.k, scales += scale_bytes) {
+        for (int64_t c = 0; c < k; c += span.k, i_scale++) {
             const int64_t rows = dsi_min_i64(span.n, n - r), columns = dsi_min_i64(span.k, k - c);
             const float scale = scale_of(form, x + r * k, rows, k, c, columns);
-            store_scale(form->scale_dtype, scale, scales);
+            quantize_put_scale(form->scale_dtype, scale, scales, i_scale);
             for (int64_t i = r; i < r + rows; i++)
-                put_columns(form, x + i * k, c, columns, scale, codes + i * row_bytes, error);
+                put_columns(form, x + i * k, c, columns, scale, codes + i * k, error);
         }
+}
+
+void quantize_rows(const quantize_plan *plan, const float *x, int64_t n, int64_t k, uint8_t *codes,
+                   uint8_t *scales, double error[2]) {
+    const quantize_form *form = plan->form;
+    const int64_t row_bytes = quantize_code_bytes(form, k), group = form->scale_group;
+    float scale[QUANTIZE_BLOCK];
+    error[0] = error[1] = 0;
+    memset(codes, 0, (size_t)(n * row_bytes));
+    if (form->dtype != DSI_DTYPE_I4) {
+        rows_of_eight_bits(form, x, n, k, codes, scales, error);
+        return;
+    }
+    for (int64_t c = 0; c < k; c += group) {
+        find_scales(plan, x, n, k, c, scale);
+        for (int64_t r = 0; r < n; r++) {
+            quantize_put_scale(form->scale_dtype, scale[r], scales,
+                               r * dsi_ceil_div(k, group) + c / group);
+            put_columns(form, x + r * k, c, dsi_min_i64(group, k - c), scale[r],
+                        codes + r * row_bytes, error);
+        }
+    }
 }

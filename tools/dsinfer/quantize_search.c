@@ -2,9 +2,12 @@
  * builds this CPU runs. */
 #include "quantize_search.inc"
 
+#include "quantize_feedback.inc"
+
 #include "../../kernels/kernels.h"
 
-const quantize_search quantize_search_plain = {symmetric, q4_k, put_q4_k};
+const quantize_search quantize_search_plain = {symmetric, q4_k,       put_q4_k, aim,
+                                               settle,    accumulate, dots};
 
 const quantize_search *quantize_search_best(void) {
 #if defined(__x86_64__)

@@ -67,8 +67,10 @@ const cli_option cli_option_table[] = {
      "folder or .gguf; an unfinished one is gone on with", "输出目录或 .gguf；未完成的会接着做"},
     {"keep", 0, CLI_TEXT, CLI_QUANTIZE, 0, FIELD(keep), 0, 0, "PART", NULL,
      "leave matrices named so (4 bits: self_attn)", "名称含此的矩阵不变（4 位默认 self_attn）"},
+    {"calibrate", 0, CLI_TEXT, CLI_QUANTIZE, 0, FIELD(calibrate), 0, 0, "FILE", NULL,
+     "4 bits: lose least on this text or .jsonl", "4 位：取整以此文本或 .jsonl 上损失最小为准"},
     {"text", 0, CLI_TEXT, CLI_QUANTIZE, 0, FIELD(text), 0, 0, "FILE", NULL,
-     "then compare both models on this text", "完成后用此文本比较前后两个模型"},
+     "then compare both models on this text or .jsonl", "完成后用此文本或 .jsonl 比较前后两个模型"},
     {"list", 0, CLI_FLAG, CLI_MAN, 0, FIELD(list), 0, 0, NULL, NULL, "list the names of the pages",
      "列出各页的名称"},
     {"all", 0, CLI_FLAG, CLI_HELP, 0, FIELD(all), 0, 0, NULL, NULL,
@@ -223,7 +225,7 @@ const cli_command cli_command_table[] = {
      "write a model with its matrices in 8 or 4 bits",
      "把模型的矩阵量化为 8 位或 4 位",
      {"dsinfer quantize -m MODEL --to int8 --out MODEL-int8",
-      "dsinfer quantize -m MODEL --to int4 --out MODEL-int4 --text sample.txt",
+      "dsinfer quantize -m MODEL --to int4 --out MODEL-int4 --calibrate sample.jsonl",
       "dsinfer quantize -m MODEL --to q4_k --out MODEL-q4_k.gguf"},
      "A run that was stopped goes on with the same command. Scales: int8 per row,\n"
      "int8-block per 128 x 128, int4 per 128 columns, int4-g32 per 32; router,\n"
