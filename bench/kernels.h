@@ -83,6 +83,7 @@ bool kernel_check_shapes(kernel_bench *b, const dsi_kernel_line *line, char *why
 
 /* kernels_rows.c: attention, and what works on one row. */
 bool kernel_attend_cases(kernel_bench *b, const dsi_kernel_line *line);
+bool kernel_index_cases(kernel_bench *b, const dsi_kernel_line *line);
 bool kernel_row_cases(kernel_bench *b, const dsi_kernel_line *line);
 
 /* Room of n elements with plain numbers of a type, for the rest of this line; NULL: no memory. */

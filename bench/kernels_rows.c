@@ -116,6 +116,62 @@ bool kernel_attend_cases(kernel_bench *b, const dsi_kernel_line *line) {
     return true;
 }
 
+/* ---- The indexer's scores -------------------------------------------------------------------- */
+
+enum { INDEX_HEADS = 64, INDEX_DIM = 128, INDEX_ROWS = 4 };
+
+/* A context of 4,096 keys: each thread takes its part of it, for one row or for four. */
+static void turn_index(const kernel_case *c, uint32_t thread, uint32_t n_threads, int64_t number) {
+    const kernel_data *d = c->data;
+    float *own = (float *)(void *)d->own[thread];
+    const int64_t page = DSI_PAGE_ROWS * INDEX_DIM * dsi_dtype_bytes(d->w_dtype);
+    dsi_index_args a = {.q = d->x,
+                        .k_stride = INDEX_DIM,
+                        .weights = d->scale,
+                        .weights_stride = INDEX_HEADS,
+                        .score = own + INDEX_DIM * DSI_PAGE_ROWS,
+                        .score_stride = DSI_PAGE_ROWS,
+                        .n_q = c->n,
+                        .n_heads = INDEX_HEADS,
+                        .dim = INDEX_DIM,
+                        .scratch = own};
+    uint64_t p0, p1;
+    (void)number;
+    dsi_pool_share(DECODE_PAGES, 1, thread, n_threads, &p0, &p1);
+    for (uint64_t p = p0; p < p1; p++) {
+        a.k = d->w + (int64_t)p * page;
+        ((dsi_index_fn)c->line->fn)(&a);
+    }
+}
+
+bool kernel_index_cases(kernel_bench *b, const dsi_kernel_line *line) {
+    kernel_data *d = &b->data;
+    const bool bf16 = strstr(line->stem, "bf16") != NULL;
+    d->w_dtype = d->x_dtype = bf16 ? DSI_DTYPE_BF16 : DSI_DTYPE_F32;
+    d->w = kernel_numbers(&b->room, d->w_dtype, DECODE_PAGES * DSI_PAGE_ROWS * INDEX_DIM, 1);
+    d->x = kernel_numbers(&b->room, d->x_dtype, INDEX_ROWS * INDEX_HEADS * INDEX_DIM, 1);
+    d->scale = kernel_numbers(&b->room, DSI_DTYPE_F32, INDEX_ROWS * INDEX_HEADS, 1);
+    for (uint32_t t = 0; t < b->n_threads; t++) {
+        d->own[t] =
+            kernel_numbers(&b->room, DSI_DTYPE_F32, (INDEX_DIM + INDEX_ROWS) * DSI_PAGE_ROWS, 0);
+        if (!d->own[t]) return false;
+    }
+    if (!d->w || !d->x || !d->scale) return false;
+    for (int64_t n = 1; n <= INDEX_ROWS; n += INDEX_ROWS - 1) {
+        kernel_case *c =
+            kernel_new_case(b, line, "%lld row%s of %d heads, context %d", (long long)n,
+                            n == 1 ? "" : "s", INDEX_HEADS, DECODE_PAGES * DSI_PAGE_ROWS);
+        c->turn = turn_index;
+        c->n = n;
+        c->peak = line->isa == DSI_ISA_REF                          ? PEAK_NONE
+                  : line->isa == DSI_ISA_AVX2                       ? PEAK_AVX2
+                  : bf16 && (line->isa & (uint32_t)~DSI_ISA_AVX512) ? PEAK_BF16
+                                                                    : PEAK_F32;
+        c->operations = 2.0 * (double)n * INDEX_HEADS * INDEX_DIM * DECODE_PAGES * DSI_PAGE_ROWS;
+    }
+    return true;
+}
+
 /* ---- One row --------------------------------------------------------------------------------- */
 
 static void turn_row(const kernel_case *c, uint32_t thread, uint32_t n_threads, int64_t number) {

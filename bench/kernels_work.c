@@ -371,6 +371,7 @@ bool kernel_cases(kernel_bench *b, const dsi_kernel_line *line) {
     if (line->type == DSI_KERNEL_matmul) return product_cases(b, line);
     if (line->type == DSI_KERNEL_matmul_t) return product_t_cases(b, line);
     if (line->type == DSI_KERNEL_attend) return kernel_attend_cases(b, line);
+    if (line->type == DSI_KERNEL_index) return kernel_index_cases(b, line);
     return kernel_row_cases(b, line);
 }
 

@@ -156,6 +156,25 @@ typedef struct dsi_attend_args {
 } dsi_attend_args;
 typedef void (*dsi_attend_fn)(const dsi_attend_args *args);
 
+/* ---- index_score: what the indexer of DeepSeek-V3.2 gives to the 64 cached keys of a page -------
+ *   score[i][s] = sum_h weights[i][h] * relu(q[i][h] . k[s])
+ * (DeepSeek-V3.2-Exp, inference/model.py, Indexer, without its constant factor.) Heads are summed
+ * in ascending order; a score is never -0. Stem: index_score_<type of q and k>. */
+typedef struct dsi_index_args {
+    const void *q;        /* [n_q][n_heads][dim] */
+    const void *k;        /* [64][dim] */
+    int64_t k_stride;     /* elements */
+    const float *weights; /* [n_q][n_heads] */
+    int64_t weights_stride;
+    float *score; /* [n_q][64] */
+    int64_t score_stride;
+    int64_t n_q, n_heads, dim;
+    void *scratch; /* dsi_index_scratch_bytes(dim) bytes, 64-byte aligned, this call alone */
+} dsi_index_args;
+typedef void (*dsi_index_fn)(const dsi_index_args *args);
+/* Room for the page with its keys side by side. */
+static inline int64_t dsi_index_scratch_bytes(int64_t dim) { return dim * DSI_PAGE_ROWS * 4; }
+
 /* ---- rms_norm: y = x * rsqrt(mean(x^2) + eps) * w over n elements (f32 inside) ----------------
  * w is bf16 or f32 (w_dtype). Stems rms_norm_f32, rms_norm_bf16: the type of y (round to nearest
  * even). One row per call. */
@@ -219,6 +238,7 @@ typedef void (*dsi_route_fn)(const dsi_route_args *args); /* n_experts <= 1024 *
 #define DSI_KERNEL_ARGS_matmul (const dsi_matmul_args *args)
 #define DSI_KERNEL_ARGS_matmul_t (const dsi_matmul_t_args *args)
 #define DSI_KERNEL_ARGS_attend (const dsi_attend_args *args)
+#define DSI_KERNEL_ARGS_index (const dsi_index_args *args)
 #define DSI_KERNEL_ARGS_rms_norm                                                                   \
     (const float *x, const void *w, dsi_dtype w_dtype, void *y, int64_t n, float eps)
 #define DSI_KERNEL_ARGS_swiglu (const float *gate, const float *up, void *y, int64_t n)
@@ -257,6 +277,8 @@ typedef void (*dsi_route_fn)(const dsi_route_args *args); /* n_experts <= 1024 *
     S(matmul_t, matmul_t_blocks)                                                                   \
     S(attend, attend_bf16)                                                                         \
     S(attend, attend_f32)                                                                          \
+    S(index, index_score_bf16)                                                                     \
+    S(index, index_score_f32)                                                                      \
     S(rms_norm, rms_norm_bf16)                                                                     \
     S(rms_norm, rms_norm_f32)                                                                      \
     S(swiglu, swiglu_bf16)                                                                         \
@@ -295,7 +317,8 @@ enum {
     DSI_KERNEL_decode,
     DSI_KERNEL_rope,
     DSI_KERNEL_route,
-    DSI_KERNEL_decode_blocks
+    DSI_KERNEL_decode_blocks,
+    DSI_KERNEL_index
 };
 typedef void (*dsi_any_fn)(void);
 typedef struct dsi_kernel_line {

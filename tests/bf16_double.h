@@ -91,6 +91,7 @@ static inline __m512i dsi_double_cvtne2ps_pbh(__m512 high, __m512 low) {
 #define dsi_matmul_t_fp8__avx512bf16 dsi_matmul_t_fp8__avx512bf16_double
 #define dsi_matmul_t_bf16__avx512bf16 dsi_matmul_t_bf16__avx512bf16_double
 #define dsi_attend_bf16__avx512bf16 dsi_attend_bf16__avx512bf16_double
+#define dsi_index_score_bf16__avx512bf16 dsi_index_score_bf16__avx512bf16_double
 #define dsi_decode_fp8__avx512bf16 dsi_decode_fp8__avx512bf16_double
 
 #endif

@@ -27,7 +27,8 @@ enum check_type {
     CHECK_decode,
     CHECK_rope,
     CHECK_route,
-    CHECK_decode_blocks
+    CHECK_decode_blocks,
+    CHECK_index
 };
 
 typedef void (*check_any_fn)(void);
@@ -117,6 +118,7 @@ void check_decode(check_run *run);
 void check_rope(check_run *run);
 void check_route(check_run *run);
 void check_decode_blocks(check_run *run);
+void check_index(check_run *run);
 void check_blocks(check_run *run); /* matmul and matmul_t of GGUF's blocks */
 
 /* Times run->kernel at DeepSeek-V3 shapes into run->speed. */

@@ -145,6 +145,9 @@ static void check(check_run *run) {
     case CHECK_decode_blocks:
         check_decode_blocks(run);
         break;
+    case CHECK_index:
+        check_index(run);
+        break;
     }
 }
 
@@ -244,8 +247,7 @@ static void print_text(const check_run *run, const char *state) {
 /* ---- The tests ------------------------------------------------------------------------------- */
 
 /* The self-test at load has fewer cases. */
-_Static_assert((int)CHECK_decode_blocks == (int)DSI_KERNEL_decode_blocks,
-               "two lists of the same types");
+_Static_assert((int)CHECK_index == (int)DSI_KERNEL_index, "two lists of the same types");
 static void selftest_kernel(check_run *run) {
     const check_kernel *k = run->kernel;
     const dsi_kernel_line line = {.type = (uint32_t)k->type,

@@ -30,6 +30,7 @@ typedef struct bench {
     dsi_matmul_t_args matmul_t;
     dsi_attend_args attend;
     dsi_route_args route;
+    dsi_index_args index;
     int64_t copies, copy_bytes, turn, n;
     const uint8_t *weights;
     float *x, *up;
@@ -72,6 +73,9 @@ static void call(void *context) {
         break;
     case CHECK_route:
         ((dsi_route_fn)fn)(&b->route);
+        break;
+    case CHECK_index:
+        ((dsi_index_fn)fn)(&b->index);
         break;
     case CHECK_decode_blocks:
         ((dsi_decode_blocks_fn)fn)(b->matmul.w_dtype, w, b->y, b->n);
@@ -261,6 +265,29 @@ static void bench_route(check_run *run, bench *b) {
     check_add_speed(run, check_seconds_per_call(call, b), 0, 0, "256 experts, 8 of 4/8 groups");
 }
 
+/* A page of keys for the 64 heads of one row, and of four. */
+static void bench_index(check_run *run, bench *b) {
+    enum { INDEX_HEADS = 64, INDEX_DIM = 128, MOST = 4 };
+    enum check_format f = check_format_named(run->kernel->stem + 12); /* behind "index_score_" */
+    for (int64_t n_q = 1; n_q <= MOST; n_q += MOST - 1) {
+        b->index = (dsi_index_args){.q = numbers(f, n_q * INDEX_HEADS * INDEX_DIM, 1),
+                                    .k = numbers(f, DSI_PAGE_ROWS * INDEX_DIM, 1),
+                                    .k_stride = INDEX_DIM,
+                                    .weights = numbers(CHECK_F32, n_q * INDEX_HEADS, 1),
+                                    .weights_stride = INDEX_HEADS,
+                                    .score = numbers(CHECK_F32, n_q * DSI_PAGE_ROWS, 0),
+                                    .score_stride = DSI_PAGE_ROWS,
+                                    .n_q = n_q,
+                                    .n_heads = INDEX_HEADS,
+                                    .dim = INDEX_DIM,
+                                    .scratch = numbers(CHECK_F32, INDEX_DIM * DSI_PAGE_ROWS, 0)};
+        check_add_speed(run, check_seconds_per_call(call, b),
+                        (double)(DSI_PAGE_ROWS * INDEX_DIM * check_format_size(f)),
+                        2.0 * (double)(n_q * INDEX_HEADS * INDEX_DIM * DSI_PAGE_ROWS),
+                        "n_q=%lld heads=%d dim=%d", (long long)n_q, INDEX_HEADS, INDEX_DIM);
+    }
+}
+
 void check_bench(check_run *run) {
     bench b = {.kernel = run->kernel};
     if (strstr(run->kernel->stem, "_blocks") && run->kernel->type != CHECK_matmul_t) {
@@ -279,6 +306,9 @@ void check_bench(check_run *run) {
         break;
     case CHECK_route:
         bench_route(run, &b);
+        break;
+    case CHECK_index:
+        bench_index(run, &b);
         break;
     default:
         bench_row(run, &b);

@@ -27,6 +27,8 @@
     M(K1_FORGOTTEN, attend, attend_f32, "leaves the rope part out of the dot")                     \
     M(LIMIT_ZERO_TOUCHED, attend, attend_f32, "clears l of a query with limit 0")                  \
     M(WEIGHTED_UNSEEN, attend, attend_f32, "multiplies unseen rows by 0 instead of skipping")      \
+    M(RELU_BEHIND, index, index_score_f32, "cuts the weighted term, not the dot, at 0")            \
+    M(MINUS_ZERO, index, index_score_f32, "begins the sum with its first term")                    \
     M(EPS_OUTSIDE, rms_norm, rms_norm_f32, "adds eps outside of the root")                         \
     M(MEAN_PADDED, rms_norm, rms_norm_f32, "divides by n rounded up to 16")                        \
     M(GATE_UP_SWAPPED, swiglu, swiglu_f32, "takes up for gate")                                    \
@@ -155,6 +157,26 @@ static void broken_attend(const dsi_attend_args *a) {
         else if (bug == LIMIT_ZERO_TOUCHED)
             a->state_l[i * a->state_stride] = 0;
     }
+}
+
+static void broken_index(const dsi_index_args *a) {
+    const float *q = a->q, *k = a->k;
+    for (int64_t i = 0; i < a->n_q; i++)
+        for (int64_t s = 0; s < DSI_PAGE_ROWS; s++) {
+            double sum = 0;
+            for (int64_t h = 0; h < a->n_heads; h++) {
+                double dot = 0;
+                for (int64_t d = 0; d < a->dim; d++)
+                    dot += (double)q[(i * a->n_heads + h) * a->dim + d] *
+                           (double)k[s * a->k_stride + d];
+                double weight = (double)a->weights[i * a->weights_stride + h];
+                if (bug != RELU_BEHIND && dot < 0) dot = 0;
+                double term = weight * dot;
+                if (bug == RELU_BEHIND && term < 0) term = 0;
+                sum = bug == MINUS_ZERO && h == 0 ? term : sum + term;
+            }
+            a->score[i * a->score_stride + s] = (float)sum;
+        }
 }
 
 static void broken_rms_norm(const float *x, const void *w, dsi_dtype w_dtype, void *y, int64_t n,

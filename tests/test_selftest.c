@@ -70,6 +70,11 @@ static void wrong_decode_blocks(dsi_dtype w_dtype, const uint8_t *w, float *y, i
     memset(y, 1, (size_t)k * 4);
 }
 
+static void wrong_index(const dsi_index_args *a) {
+    for (int64_t i = 0; i < a->n_q; i++)
+        for (int64_t s = 0; s < DSI_PAGE_ROWS; s++) a->score[i * a->score_stride + s] = 1;
+}
+
 static dsi_any_fn swap(const dsi_kernel_line *line) {
     static const dsi_any_fn by_type[] = {
         [DSI_KERNEL_matmul] = (dsi_any_fn)wrong_matmul,
@@ -81,6 +86,7 @@ static dsi_any_fn swap(const dsi_kernel_line *line) {
         [DSI_KERNEL_quantize] = (dsi_any_fn)wrong_quantize,
         [DSI_KERNEL_decode] = (dsi_any_fn)wrong_decode,
         [DSI_KERNEL_decode_blocks] = (dsi_any_fn)wrong_decode_blocks,
+        [DSI_KERNEL_index] = (dsi_any_fn)wrong_index,
     };
     wrong.asked++;
     if ((line->isa & wrong.isa) == 0) return NULL;

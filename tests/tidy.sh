@@ -137,6 +137,7 @@ if [ -f kernels/kernels.inc ]; then
             else if (type == "decode_blocks") file = "decode/blocks"
             else if (type == "rope") file = "rope/rope"
             else if (type == "route") file = "moe/route"
+            else if (type == "index") file = "attend/index"
             else { print where "type " type " has no folder in tidy.sh"; next }
             file = "kernels/" file "_" isa ".c"
             found = 0

@@ -12,6 +12,7 @@
  * limit, an odd last row alone. */
 #include "../kernels.h"
 #include "../vector.h"
+#include "transpose_avx512.h"
 #include <math.h>
 
 enum { GROUP = 4, BATCH = 128, COLUMNS = 64, K_PAIRS = 96 };
@@ -33,9 +34,6 @@ typedef struct attend_batch {
 DSI_INLINE const uint16_t *at(const void *array, int64_t element) {
     return (const uint16_t *)array + element;
 }
-DSI_INLINE __mmask32 lanes32(int64_t n) {
-    return n >= 32 ? 0xFFFFFFFFu : n > 0 ? (1u << n) - 1u : 0;
-}
 DSI_INLINE __m512bh broadcast_pair(const void *pair) {
     int32_t both;
     memcpy(&both, pair, 4);
@@ -43,43 +41,6 @@ DSI_INLINE __m512bh broadcast_pair(const void *pair) {
 }
 
 /* ---- Scores --------------------------------------------------------------------------------- */
-
-/* The first two steps of a transposition of pairs: columns j of rows 4i to 4i + 3 in r[4i + j], for
- * the four columns of every 128 bits. Two halves: compilers unroll loops of up to eight. */
-DSI_INLINE void transpose_quads(__m512i r[8]) {
-    __m512i t[8];
-    DSI_UNROLL
-    for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    DSI_UNROLL
-    for (int i = 0; i < 8; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-}
-
-/* Columns of 16 rows, [16][16] pairs in low (rows 0 to 7) and high, to to[]; the first n of them.
- */
-DSI_INLINE void store_transposed(__m512i low[8], __m512i high[8], int64_t n,
-                                 uint32_t (*to)[DSI_PAGE_ROWS]) {
-    transpose_quads(low);
-    transpose_quads(high);
-    DSI_UNROLL
-    for (int i = 0; i < 4; i++) {
-        __m512i a = _mm512_shuffle_i32x4(low[i], low[i + 4], 0x88);
-        __m512i b = _mm512_shuffle_i32x4(low[i], low[i + 4], 0xDD);
-        __m512i c = _mm512_shuffle_i32x4(high[i], high[i + 4], 0x88);
-        __m512i d = _mm512_shuffle_i32x4(high[i], high[i + 4], 0xDD);
-        if (i < n) _mm512_store_si512(to[i], _mm512_shuffle_i32x4(a, c, 0x88));
-        if (i + 4 < n) _mm512_store_si512(to[i + 4], _mm512_shuffle_i32x4(b, d, 0x88));
-        if (i + 8 < n) _mm512_store_si512(to[i + 8], _mm512_shuffle_i32x4(a, c, 0xDD));
-        if (i + 12 < n) _mm512_store_si512(to[i + 12], _mm512_shuffle_i32x4(b, d, 0xDD));
-    }
-}
 
 /* Elements [first, first + n) of all rows of K below b->most as packed pairs from `pair` on. Rows
  * past it, up to a multiple of 16, and the partner of an odd last element are zero. */
@@ -97,17 +58,17 @@ static void pack_keys(attend_batch *b, const void *k, int64_t stride, int64_t fi
                     low[i] = _mm512_loadu_si512(from + i * stride);
                     high[i] = _mm512_loadu_si512(from + (i + 8) * stride);
                 }
-                store_transposed(low, high, 16, to);
+                dsi_store_transposed(low, high, 16, to);
                 continue;
             }
-            const __mmask32 lanes = lanes32(n - d);
+            const __mmask32 lanes = dsi_v32_lanes(n - d);
             for (int i = 0; i < 8; i++) {
                 low[i] = high[i] = _mm512_setzero_si512();
                 if (row + i < b->most) low[i] = _mm512_maskz_loadu_epi16(lanes, from + i * stride);
                 if (row + i + 8 < b->most)
                     high[i] = _mm512_maskz_loadu_epi16(lanes, from + (i + 8) * stride);
             }
-            store_transposed(low, high, n - d < 32 ? (n - d + 1) / 2 : 16, to);
+            dsi_store_transposed(low, high, n - d < 32 ? (n - d + 1) / 2 : 16, to);
         }
 }
 
@@ -276,7 +237,7 @@ static void pack_values(const dsi_attend_args *args, attend_batch *b, int64_t co
         uint32_t *to = b->packed[pair];
         DSI_UNROLL
         for (int half = 0; half < 2; half++) {
-            const __mmask32 lanes = lanes32(n_columns - 32 * half);
+            const __mmask32 lanes = dsi_v32_lanes(n_columns - 32 * half);
             __m512i e = _mm512_maskz_loadu_epi16(lanes, even + 32 * half), o;
             o = 2 * pair + 1 < b->most
                     ? _mm512_maskz_loadu_epi16(lanes, even + args->v_stride + 32 * half)

@@ -11,7 +11,7 @@
 enum {
     ROWS = 16,    /* of one round: their scores are kept until the choice is made */
     OPERANDS = 4, /* of them, those that meet a page of keys at once */
-    SUM = 8       /* multiply-adds that one element of a light loop takes */
+    LIGHT = 8     /* multiply-adds that one element of a light loop takes */
 };
 
 /* ---- layer_norm: y = (x - mean) / sqrt(variance + eps) * weight + bias ------------------------
@@ -80,7 +80,7 @@ static void round_rows(void *context, uint32_t thread, uint32_t n_threads) {
 }
 void dsi_cpu_index_round_run(const dsi_cpu_run *run) {
     const dsi_tensor *x = run->op->out[0];
-    dsi_cpu_parallel(run->dev, round_rows, run, 8 * SUM * dsi_cpu_rows(x) * x->ne[0]);
+    dsi_cpu_parallel(run->dev, round_rows, run, 8 * LIGHT * dsi_cpu_rows(x) * x->ne[0]);
 }
 
 /* ---- Scores -----------------------------------------------------------------------------------
@@ -96,9 +96,8 @@ typedef struct index_job {
 typedef struct room {
     float *scores;  /* [ROWS][context], shared by all threads */
     uint8_t *q;     /* act [OPERANDS * n_heads][dim] */
-    float *tile;    /* [OPERANDS * n_heads][64] of products */
     uint32_t *keys; /* [context] that are still in the running */
-    void *panel;    /* matmul scratch */
+    void *panel;    /* of the kernel */
 } room;
 
 static index_job job_of(const dsi_cpu_run *run) {
@@ -120,9 +119,8 @@ static room carve(const index_job *job, uint8_t *base, uint32_t thread, uint64_t
     for (uint32_t i = 0; i < job->run->dev->n_threads; i++) {
         room r = {.scores = scores};
         r.q = dsi_cpu_take(&arena, queries * job->dim * dsi_dtype_bytes(job->act));
-        r.tile = dsi_cpu_take(&arena, queries * DSI_PAGE_ROWS * 4);
         r.keys = dsi_cpu_take(&arena, job->context * 4);
-        r.panel = dsi_cpu_take(&arena, dsi_matmul_scratch_bytes(job->dim));
+        r.panel = dsi_cpu_take(&arena, dsi_index_scratch_bytes(job->dim));
         if (i == thread) own = r;
     }
     *total = arena.used;
@@ -157,19 +155,6 @@ static bool next_round(const index_job *job, int64_t *begin, int64_t *end) {
     return r > *begin;
 }
 
-/* score[s] = sum over heads, in their order, of weight * relu(q . k[s]). */
-static void sum_heads(const float *products, const float *weights, int64_t n_heads, float *score) {
-    float sum[DSI_PAGE_ROWS] = {0};
-    for (int64_t h = 0; h < n_heads; h++) {
-        const float *row = products + h * DSI_PAGE_ROWS, weight = weights[h];
-        for (int s = 0; s < DSI_PAGE_ROWS; s++) {
-            const float relu = row[s] < 0 ? 0 : row[s]; /* a NaN stays one */
-            sum[s] += weight * relu;
-        }
-    }
-    memcpy(score, sum, sizeof sum);
-}
-
 /* Rows [r, r + n), n <= OPERANDS, against pages [p0, p1); `first`: the first row of the round. */
 static void score_rows(const index_job *job, const room *own, int64_t first, int64_t r, int64_t n,
                        int64_t p0, int64_t p1) {
@@ -178,26 +163,23 @@ static void score_rows(const index_job *job, const room *own, int64_t first, int
     for (int64_t i = 0; i < n; i++)
         dsi_cpu_store(job->run->dev, dsi_cpu_at(q, r + i, 0),
                       own->q + i * columns * dsi_dtype_bytes(job->act), job->act, columns);
-    dsi_matmul_args a = {.x = own->q,
-                         .x_stride = job->dim,
-                         .w_stride = keys->stride[1],
-                         .group_n = DSI_BLOCK,
-                         .group_k = DSI_BLOCK,
-                         .y = own->tile,
-                         .y_stride = DSI_PAGE_ROWS,
-                         .m = n * job->n_heads,
-                         .n1 = DSI_PAGE_ROWS,
-                         .k = job->dim,
-                         .scratch = own->panel,
-                         .w_dtype = job->act};
-    dsi_matmul_fn matmul = dsi_cpu_matmul_kernel(&job->run->dev->kernels, job->act, job->act);
+    const dsi_tensor *weights = job->run->op->in[1];
+    const dsi_kernels *kernels = &job->run->dev->kernels;
+    dsi_index_fn score =
+        job->act == DSI_DTYPE_BF16 ? kernels->index_score_bf16 : kernels->index_score_f32;
+    dsi_index_args a = {.q = own->q,
+                        .k_stride = keys->stride[1],
+                        .weights = dsi_cpu_at(weights, r, 0),
+                        .weights_stride = weights->stride[1],
+                        .score_stride = job->context,
+                        .n_q = n,
+                        .n_heads = job->n_heads,
+                        .dim = job->dim,
+                        .scratch = own->panel};
     for (int64_t p = p0; p < p1; p++) {
-        a.w = dsi_cpu_at(keys, dsi_cpu_page_row(job->batch, r, p), 0);
-        matmul(&a);
-        for (int64_t i = 0; i < n; i++)
-            sum_heads(own->tile + i * job->n_heads * DSI_PAGE_ROWS,
-                      dsi_cpu_at(job->run->op->in[1], r + i, 0), job->n_heads,
-                      own->scores + (r - first + i) * job->context + p * DSI_PAGE_ROWS);
+        a.k = dsi_cpu_at(keys, dsi_cpu_page_row(job->batch, r, p), 0);
+        a.score = own->scores + (r - first) * job->context + p * DSI_PAGE_ROWS;
+        score(&a);
     }
 }
 
@@ -272,5 +254,5 @@ void dsi_cpu_index_topk_run(const dsi_cpu_run *run) {
     int64_t n_cached = 0;
     for (int64_t begin = 0, end = 0; next_round(&job, &begin, &end);)
         for (int64_t r = begin; r < end; r++) n_cached += job.batch->position[r] + 1;
-    dsi_cpu_parallel(run->dev, index_topk, run, n_cached * job.n_heads * (job.dim + SUM));
+    dsi_cpu_parallel(run->dev, index_topk, run, n_cached * job.n_heads * job.dim);
 }

@@ -23,7 +23,8 @@ static bool test_kernel(const dsi_kernel_line *line, dsi_any_fn fn, uint8_t *roo
                                        [DSI_KERNEL_route] = dsi_selftest_route,
                                        [DSI_KERNEL_quantize] = dsi_selftest_quantize,
                                        [DSI_KERNEL_decode] = dsi_selftest_decode,
-                                       [DSI_KERNEL_decode_blocks] = dsi_selftest_blocks};
+                                       [DSI_KERNEL_decode_blocks] = dsi_selftest_blocks,
+                                       [DSI_KERNEL_index] = dsi_selftest_index};
     dsi_selftest t = {.line = line, .fn = fn, .room = room};
     cases[line->type](&t);
     snprintf(why, n_bytes, "%s", t.why);

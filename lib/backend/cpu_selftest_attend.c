@@ -1,4 +1,5 @@
-/* cpu_selftest_attend.c: the cases of attend: pages in a row, limits, a dimension cut short. */
+/* cpu_selftest_attend.c: the cases of attend: pages in a row, limits, a dimension cut short; those
+ * of index_score. */
 #include "cpu_selftest_cases.h"
 
 enum { N_Q = 5, D0 = 40, D1 = 8, DV = 72, STATE_STRIDE = 2, PAGES = 3, GAP = 3 };
@@ -135,4 +136,51 @@ static void sequence(dsi_selftest *t, int64_t d1) {
 void dsi_selftest_attend(dsi_selftest *t) {
     sequence(t, D1);
     sequence(t, 0);
+}
+
+/* ---- index_score ----------------------------------------------------------------------------- */
+
+enum { ROWS = 3 };
+
+static void index_case(dsi_selftest *t, int64_t heads, int64_t dim, bool nan) {
+    dsi_dtype dtype = dsi_selftest_dtype(t->line->stem + 12); /* behind "index_score_" */
+    dsi_selftest_case(t, "heads=%lld dim=%lld%s", (long long)heads, (long long)dim,
+                      nan ? ", NaN" : "");
+    dsi_index_args a = {.k_stride = dim + 1,
+                        .weights_stride = heads,
+                        .score_stride = DSI_PAGE_ROWS + GAP,
+                        .n_q = ROWS,
+                        .n_heads = heads,
+                        .dim = dim};
+    void *q = dsi_selftest_take(t, ROWS * heads * dim * dsi_element_bytes(dtype));
+    float *weights = dsi_selftest_take(t, ROWS * heads * 4);
+    for (int64_t i = 0; i < ROWS * heads * dim; i++)
+        dsi_selftest_put(dtype, q, i, dsi_selftest_uniform(t));
+    for (int64_t i = 0; i < ROWS * heads; i++) weights[i] = (float)dsi_selftest_uniform(t);
+    if (nan) dsi_selftest_put(dtype, q, heads * dim, NAN);
+    void *k = matrix(t, dtype, DSI_PAGE_ROWS, dim, 1);
+    /* a score of 0 from weights below 0 is no -0: it would come behind the others */
+    for (int64_t d = 0; d < dim; d++) dsi_selftest_put(dtype, k, d, 0);
+    for (int64_t h = 0; h < heads; h++) weights[h] = -fabsf(weights[h]);
+    a.q = q, a.weights = weights, a.k = k;
+    a.scratch = dsi_selftest_take(t, dsi_index_scratch_bytes(dim));
+    a.score = dsi_selftest_take(t, ROWS * a.score_stride * 4);
+    dsi_index_args truth = a;
+    truth.score = dsi_selftest_take(t, ROWS * a.score_stride * 4);
+    ((dsi_index_fn)t->fn)(&a);
+    ((dsi_index_fn)t->line->ref)(&truth);
+    for (int64_t i = 0; i < ROWS; i++) {
+        for (int64_t s = 0; s < DSI_PAGE_ROWS; s++)
+            dsi_selftest_near(t, (double)a.score[i * a.score_stride + s],
+                              (double)truth.score[i * a.score_stride + s],
+                              t->line->tolerance * (double)(heads * dim), "score", i, s);
+        dsi_selftest_same(t, a.score[i * a.score_stride], truth.score[i * a.score_stride],
+                          "score of zeros", i, 0);
+        dsi_selftest_untouched(t, a.score + i * a.score_stride + DSI_PAGE_ROWS, GAP);
+    }
+}
+
+void dsi_selftest_index(dsi_selftest *t) {
+    index_case(t, 7, 45, false);
+    index_case(t, 4, 64, true);
 }

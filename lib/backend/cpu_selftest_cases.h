@@ -82,6 +82,7 @@ static inline dsi_dtype dsi_selftest_dtype(const char *text) {
 void dsi_selftest_matmul(dsi_selftest *t);
 void dsi_selftest_matmul_t(dsi_selftest *t);
 void dsi_selftest_attend(dsi_selftest *t);
+void dsi_selftest_index(dsi_selftest *t);
 void dsi_selftest_rms_norm(dsi_selftest *t);
 void dsi_selftest_swiglu(dsi_selftest *t);
 void dsi_selftest_cast(dsi_selftest *t);
