@@ -103,30 +103,55 @@ typedef struct dsi_quad_room {
     uint8_t tail[4][4 * 34];
 } dsi_quad_room;
 
-/* The rows from column k on: of types without vector code their parts, at the end of a row of
- * small blocks a copy with zeros behind it. */
-DSI_INLINE dsi_span_rows dsi_quad_at(const dsi_span_type *t, const dsi_matmul_args *a,
+/* Blocks of 32 columns from k on that a unit of four lacks at the end of a row. */
+DSI_INLINE int dsi_quad_lacks(const dsi_span_type *t, const dsi_matmul_args *a, int64_t k) {
+    if (t->values != 32) return 0;
+    return (int)(4 - dsi_least(4, (a->k - k) / 32));
+}
+
+/* A block of such a type, or four of them as one, as its parts. */
+DSI_INLINE void dsi_quad_parts(const dsi_span_type *t, const dsi_matmul_args *a, int lacks,
+                               dsi_span_rows *at, dsi_quad_room *room) {
+    const dsi_blocks_read_fn read = dsi_blocks_reader__avx2(a->w_dtype);
+    for (int r = 0; r < 4; r++) {
+        dsi_block_parts *p = &room->parts[r];
+        if (lacks) memset(p, 0, sizeof *p);
+        read(at->row[r], t->values == 32 ? 4 - lacks : 1, p);
+        at->row[r] = (const uint8_t *)p;
+    }
+}
+
+static void dsi_quad_copy(uint8_t tail[4 * 34], const uint8_t *row, int bytes) {
+    memset(tail, 0, 4 * 34);
+    memcpy(tail, row, (size_t)bytes);
+}
+
+/* Weight rows n to n + 3 from column k on: of types without vector code their parts. At the end of
+ * rows of small blocks a unit may end behind them: the rows that another one follows are read on
+ * into it, of the last one there is a copy. dsi_quad_cut makes zeros of what is no weight. Pointers
+ * must not go through memory here: the loads of a unit would wait for them. */
+DSI_INLINE dsi_span_rows dsi_quad_at(const dsi_span_type *t, const dsi_matmul_args *a, int64_t n,
                                      const dsi_span_rows *rows, int64_t k, dsi_quad_room *room) {
     dsi_span_rows at;
     const int64_t byte = k / t->values * t->bytes;
-    const int64_t left = (a->k - k) / t->values;
-    const dsi_blocks_read_fn read = t->parts ? dsi_blocks_reader__avx2(a->w_dtype) : NULL;
+    const int lacks = dsi_quad_lacks(t, a, k);
+    DSI_UNROLL
     for (int r = 0; r < 4; r++) {
-        at.row[r] = rows->row[r] + byte;
-        if (t->parts) {
-            /* Up to four blocks of 32 values become one of 128 columns. */
-            dsi_block_parts *p = &room->parts[r];
-            const int blocks = t->values == 32 ? (int)dsi_least(4, left) : 1;
-            if (t->values == 32 && blocks < 4) memset(p, 0, sizeof *p);
-            read(at.row[r], blocks, p);
-            at.row[r] = (const uint8_t *)p;
-        } else if (t->values == 32 && left < 4) {
-            memset(room->tail[r], 0, sizeof room->tail[r]);
-            memcpy(room->tail[r], at.row[r], (size_t)(left * t->bytes));
-            at.row[r] = room->tail[r];
-        }
+        const uint8_t *row = rows->row[r] + byte;
+        const bool copied = !t->parts && lacks && (n + r >= a->n1 - 1 || a->k < 3 * 32);
+        if (copied) dsi_quad_copy(room->tail[r], row, (4 - lacks) * t->bytes);
+        at.row[r] = copied ? room->tail[r] : row;
     }
+    if (t->parts) dsi_quad_parts(t, a, lacks, &at, room);
     return at;
+}
+
+/* Scales and minimums of the last `lacks` groups, which are not there, as zeros. */
+DSI_INLINE void dsi_quad_cut(const dsi_span_type *t, int lacks, __m512 *scale, __m512 *min) {
+    if (t->parts || t->values != 32 || lacks == 0) return;
+    const __mmask16 there = (__mmask16)((15 >> lacks) * 0x1111);
+    *scale = _mm512_maskz_mov_ps(there, *scale);
+    if (t->has_min) *min = _mm512_maskz_mov_ps(there, *min);
 }
 
 /* Columns that dsi_quad_at gives at once, and units in them. */
@@ -159,7 +184,7 @@ DSI_INLINE void dsi_quad_direct(const dsi_span_type *t, const dsi_matmul_args *a
     for (int i = 0; i < rows; i++) y[i] = total[i] = _mm512_setzero_ps();
     int64_t span = 0;
     for (int64_t k = 0; k < a->k; k += whole) {
-        const dsi_span_rows at = dsi_quad_at(t, a, &w, k, &room);
+        const dsi_span_rows at = dsi_quad_at(t, a, n, &w, k, &room);
         for (int64_t b = 0; b < unit_bytes; b += 64)
             _mm_prefetch((const char *)(ahead + (uintptr_t)b), _MM_HINT_T0);
         ahead += (uintptr_t)unit_bytes;
@@ -171,6 +196,7 @@ DSI_INLINE void dsi_quad_direct(const dsi_span_type *t, const dsi_matmul_args *a
                 sink.x[i] = packed + dsi_least(i, a->m - 1) * bytes + span * t->steps * 16;
             dsi_span_decode(&sink, t, rows, &at, unit, table);
             dsi_span_scales(t, &at, unit, scale, min);
+            dsi_quad_cut(t, dsi_quad_lacks(t, a, k), scale, min);
             DSI_UNROLL
             for (int s = 0; s < t->spans; s++) {
                 DSI_UNROLL
@@ -223,10 +249,11 @@ DSI_INLINE void dsi_quad_panel_decode(const dsi_span_type *t, const dsi_matmul_a
     const __m512i table = dsi_span_table(t->dtype);
     dsi_quad_room room;
     for (int64_t q = 0; q < DSI_PANEL_QUADS; q++) {
-        const dsi_span_rows w = dsi_quad_rows(a, dsi_least(p->n + 4 * q, a->n1 - 1));
+        const int64_t n = dsi_least(p->n + 4 * q, a->n1 - 1);
+        const dsi_span_rows w = dsi_quad_rows(a, n);
         int64_t span = 0;
         for (int64_t k = k0; k < k1; k += dsi_quad_columns(t)) {
-            const dsi_span_rows at = dsi_quad_at(t, a, &w, k, &room);
+            const dsi_span_rows at = dsi_quad_at(t, a, n, &w, k, &room);
             const int64_t byte = k / t->values * t->bytes + ahead;
             for (int r = 0; r < 4; r++)
                 for (int64_t b = 0; b < dsi_quad_columns(t) / t->values * t->bytes; b += 64)
@@ -238,6 +265,7 @@ DSI_INLINE void dsi_quad_panel_decode(const dsi_span_type *t, const dsi_matmul_a
                 __m512 scale[DSI_UNIT_SPANS], min[DSI_UNIT_SPANS];
                 dsi_span_decode(&sink, t, 0, &at, unit, table);
                 dsi_span_scales(t, &at, unit, scale, min);
+                dsi_quad_cut(t, dsi_quad_lacks(t, a, k), scale, min);
                 DSI_UNROLL
                 for (int s = 0; s < t->spans; s++) {
                     _mm512_store_ps(p->scale[span + s][q], scale[s]);

@@ -44,33 +44,48 @@ DSI_INLINE void put_scales(float *to, float d, __m256i whole) {
 
 /* ---- 32 values, up to 8 blocks; 64 values, up to 4 ------------------------------------------- */
 
+/* The whole numbers of one block. */
+DSI_INLINE __m256i small_numbers(dsi_dtype dtype, const uint8_t *b, int bytes) {
+    if (dtype == DSI_DTYPE_Q8_0) return load_32(b + 2);
+    __m256i v = nibbles(load_16(b + bytes - 16));
+    if (dtype == DSI_DTYPE_Q4_0) v = _mm256_sub_epi8(v, _mm256_set1_epi8(8));
+    if (dtype == DSI_DTYPE_IQ4_NL) v = _mm256_shuffle_epi8(table_16(dsi_iq4_values), v);
+    if (dtype == DSI_DTYPE_MXFP4) v = _mm256_shuffle_epi8(table_16(dsi_fp4_values), v);
+    if (dtype == DSI_DTYPE_Q5_0) /* without the fifth bit 16 less */
+        v = _mm256_or_si256(
+            v, _mm256_andnot_si256(spread(u32_at(b + 2)), _mm256_set1_epi8((char)0xF0)));
+    if (dtype == DSI_DTYPE_Q5_1)
+        v = _mm256_or_si256(v, _mm256_and_si256(spread(u32_at(b + 4)), _mm256_set1_epi8(16)));
+    return v;
+}
+
+/* The f16 at the start of 8 blocks. */
+DSI_INLINE __m256 small_heads(const uint8_t *b, int bytes) {
+    uint64_t v[2] = {0, 0};
+    DSI_UNROLL
+    for (int i = 0; i < 8; i++) v[i / 4] |= (uint64_t)dsi_load_u16(b + i * bytes, 0) << i % 4 * 16;
+    return _mm256_cvtph_ps(_mm_set_epi64x((long long)v[1], (long long)v[0]));
+}
+
 DSI_INLINE void read_small(dsi_dtype dtype, const uint8_t *b, int bytes, int n,
                            dsi_block_parts *p) {
+    const bool has_min = dtype == DSI_DTYPE_Q4_1 || dtype == DSI_DTYPE_Q5_1;
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    if (n == 8 && dtype != DSI_DTYPE_MXFP4) {
+        DSI_UNROLL
+        for (int i = 0; i < 8; i++)
+            put_32(p->q + 32 * i, small_numbers(dtype, b + i * bytes, bytes));
+        _mm256_storeu_ps(p->scale, small_heads(b, bytes));
+        if (has_min) _mm256_storeu_ps(p->min, _mm256_xor_ps(small_heads(b + 2, bytes), sign));
+        return;
+    }
     for (int i = 0; i < n; i++, b += bytes) {
-        const uint8_t *qs = b + bytes - 16;
-        __m256i v;
-        if (dtype == DSI_DTYPE_Q8_0) {
-            v = load_32(b + 2);
-        } else {
-            v = nibbles(load_16(qs));
-            if (dtype == DSI_DTYPE_Q4_0) v = _mm256_sub_epi8(v, _mm256_set1_epi8(8));
-            if (dtype == DSI_DTYPE_IQ4_NL) v = _mm256_shuffle_epi8(table_16(dsi_iq4_values), v);
-            if (dtype == DSI_DTYPE_MXFP4) v = _mm256_shuffle_epi8(table_16(dsi_fp4_values), v);
-            if (dtype == DSI_DTYPE_Q5_0) /* without the fifth bit 16 less */
-                v = _mm256_or_si256(
-                    v, _mm256_andnot_si256(spread(u32_at(b + 2)), _mm256_set1_epi8((char)0xF0)));
-            if (dtype == DSI_DTYPE_Q5_1)
-                v = _mm256_or_si256(v,
-                                    _mm256_and_si256(spread(u32_at(b + 4)), _mm256_set1_epi8(16)));
-        }
-        put_32(p->q + 32 * i, v);
-        if (dtype == DSI_DTYPE_MXFP4) {
-            const uint32_t e = b[0];
-            p->scale[i] = dsi_f32_from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);
-        } else {
-            p->scale[i] = half_at(b);
-        }
-        if (dtype == DSI_DTYPE_Q4_1 || dtype == DSI_DTYPE_Q5_1) p->min[i] = -half_at(b + 2);
+        const uint32_t e = b[0];
+        put_32(p->q + 32 * i, small_numbers(dtype, b, bytes));
+        p->scale[i] = dtype != DSI_DTYPE_MXFP4
+                          ? half_at(b)
+                          : dsi_f32_from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+        if (has_min) p->min[i] = -half_at(b + 2);
     }
 }
 
