@@ -118,7 +118,7 @@ static dsi_status time_rows(work *w, uint32_t n, double *seconds) {
     uint64_t ids_at[CHOICES], need = 0;
     double times[ENOUGH], begin = dsi_sys_seconds();
     size_t n_times = 0;
-    dsi_attr_moe attr = {sizeof attr, EXPERTS, TOP_K, 0};
+    dsi_attr_moe attr = {sizeof attr, EXPERTS, TOP_K, 0, NULL, NULL};
     dsi_tensor *out[] = {&w->y};
     dsi_op op = {sizeof op, DSI_OP_MOE_FFN, 3 + MATRICES * EXPERTS, 1, w->in, out, &attr};
     dsi_status status = make_rows(w, n, ids_at);

@@ -34,7 +34,7 @@ static void attention(const dsi_batch *b, uint32_t r, const dsi_tensor *q, int64
 enum { HEADS = 19, RANK = 32, ROPE = 8 };
 /* Where pieces of the context end (multiples of 1,024), and one that is its own first row. */
 static const int32_t LENGTHS[MAX_SEQS] = {2900, 1024, 3074, 1}, COUNTS[MAX_SEQS] = {1, 9, 3, 1};
-static const dsi_attr_mla MLA = {sizeof MLA, HEADS, 16, ROPE, 16, RANK, 0.7f, 0, NULL};
+static const dsi_attr_mla MLA = {sizeof MLA, HEADS, 16, ROPE, 16, RANK, 0.7f, 0, NULL, NULL};
 
 static dsi_tensor mla_attend(bench *b, const dsi_batch *batch, dsi_dtype act, dsi_tensor *q,
                              dsi_tensor *pages) {
@@ -93,7 +93,7 @@ static void test_mla(void **state) {
 
 enum { NOPE = 12, VALUE = 20, X_HEADS = 3 };
 static const dsi_attr_mla EXPANDED = {
-    sizeof EXPANDED, X_HEADS, NOPE, ROPE, VALUE, RANK, 0.5f, 0, NULL};
+    sizeof EXPANDED, X_HEADS, NOPE, ROPE, VALUE, RANK, 0.5f, 0, NULL, NULL};
 
 static dsi_tensor expand_attend(bench *b, const dsi_batch *batch, dsi_tensor in[3]) {
     in[0] = make(b, DSI_DTYPE_F32, X_HEADS * (NOPE + ROPE), batch->n_rows, 1);

@@ -212,7 +212,7 @@ typedef struct mixture {
 
 static void compute(device *d, mixture *t, const dsi_tensor *x, const dsi_tensor *ids,
                     const dsi_tensor *weights, dsi_tensor *y) {
-    dsi_attr_moe attr = {sizeof attr, EXPERTS, TOP_K, t->has_shared};
+    dsi_attr_moe attr = {sizeof attr, EXPERTS, TOP_K, t->has_shared, NULL, NULL};
     t->in[0] = x, t->in[1] = ids, t->in[2] = weights;
     uint32_t n_in = 3 + 3 * (EXPERTS + (t->has_shared ? 1 : 0));
     run(d, &(dsi_op){sizeof(dsi_op), DSI_OP_MOE_FFN, n_in, 1, t->in, &y, &attr});
@@ -302,7 +302,7 @@ static void routed_rows(device *d, int64_t m, bool has_bias, bool has_shared) {
     dsi_attr_moe_routed attr = {sizeof attr,
                                 0,
                                 {sizeof attr.route, 3, 1, 1, 1, TOP_K, 1, 2.5f},
-                                {sizeof attr.moe, EXPERTS, TOP_K, has_shared}};
+                                {sizeof attr.moe, EXPERTS, TOP_K, has_shared, NULL, NULL}};
     dsi_tensor x = take(d, DSI_DTYPE_F32, m, HIDDEN, HIDDEN + 8), w[3 * (EXPERTS + 1)];
     dsi_tensor router = take(d, DSI_DTYPE_F32, EXPERTS, HIDDEN, HIDDEN);
     dsi_tensor bias = take(d, DSI_DTYPE_F32, 1, EXPERTS, EXPERTS), of[2][4];

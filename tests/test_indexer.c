@@ -190,7 +190,7 @@ static void test_refused(void **state) {
  */
 
 enum { HEADS = 19, RANK = 160, ROPE = 8, CACHED = MAX_SEQS * MAX_PAGES * DSI_PAGE_ROWS };
-static const dsi_attr_mla MLA = {sizeof MLA, HEADS, 16, ROPE, 16, RANK, 0.1f, 0, NULL};
+static const dsi_attr_mla MLA = {sizeof MLA, HEADS, 16, ROPE, 16, RANK, 0.1f, 0, NULL, NULL};
 
 static dsi_tensor make_pages(bench *b, dsi_dtype dtype) {
     const int64_t row_bytes = dsi_kv_row_of(1, RANK, ROPE).n_bytes;

@@ -52,6 +52,7 @@ typedef struct dsi_tensor {
     /* (dsi_attr_linear); the last bias may be left out of the list */                             \
     X(DSI_OP_LINEAR, 3)                                                                            \
     /* x act [R][k], gate [n][k], up [n][k] -> h act [R][n] = silu(gate x) * up x */               \
+    /* (dsi_attr_swiglu, or NULL) */                                                               \
     X(DSI_OP_LINEAR_SWIGLU, 4)                                                                     \
     /* x F32 [R][heads][dim], positions I32 [R], inv_freq F32 [dim/2] -> x (dsi_attr_rope) */      \
     X(DSI_OP_ROPE, 5)                                                                              \
@@ -81,13 +82,15 @@ typedef struct dsi_tensor {
     /* logits F32 [R][experts], optional bias [experts] -> ids I32, weights F32 [R][top_k] */      \
     X(DSI_OP_MOE_ROUTE, 12)                                                                        \
     /* x act, ids, weights, then gate, up, down of each expert, then of the shared expert */       \
-    /* -> y F32 [R][hidden] += sum (dsi_attr_moe) */                                               \
+    /* -> y F32 [R][hidden] += sum (dsi_attr_moe); optional second output: h act [R][n] of */      \
+    /* the shared expert, silu(gate x) * up x */                                                   \
     X(DSI_OP_MOE_FFN, 13)                                                                          \
     /* x F32 [.][n], rows I32 [r] -> y F32 [r][n] */                                               \
     X(DSI_OP_GATHER_ROWS, 14)                                                                      \
     /* optional, for at most 16 rows: MOE_FFN with its router in one op (dsi_attr_moe_routed): */  \
     /* x act, router [experts][hidden], bias [experts] or NULL, then experts as in MOE_FFN */      \
-    /* -> y F32 [R][hidden] += sum, logits F32 [R][experts], ids I32, weights F32 [R][top_k] */    \
+    /* -> y F32 [R][hidden] += sum, logits F32 [R][experts], ids I32, weights F32 [R][top_k], */   \
+    /* optional h as in MOE_FFN */                                                                 \
     X(DSI_OP_MOE_ROUTED, 15)                                                                       \
     /* DeepSeek-V3.2 alone, here and below */                                                      \
     /* x F32 [R][n], weight [n], bias [n] -> y F32 [R][n] (dsi_attr_norm); y may be x */           \
@@ -97,7 +100,12 @@ typedef struct dsi_tensor {
     X(DSI_OP_INDEX_ROUND, 17)                                                                      \
     /* q F32 [R][heads * dim], weights F32 [R][heads], pages act [.][64][dim], batch */            \
     /* -> selected I32 [R][top_k] (dsi_attr_index); rows before position top_k are left alone */   \
-    X(DSI_OP_INDEX_TOPK, 18)
+    X(DSI_OP_INDEX_TOPK, 18)                                                                       \
+    /* optional, for adapters: who has them heeds the low_rank fields of attributes */             \
+    /* x act [R][k] -> t F32 [S][rank] = A x, 1 to 4 of them (dsi_attr_low_rank) */                \
+    X(DSI_OP_LOW_RANK_DOWN, 20)                                                                    \
+    /* t F32 [S][rank] -> y F32 [R][n] += scale * B t, 1 to 4 of them (dsi_attr_low_rank) */       \
+    X(DSI_OP_LOW_RANK_UP, 21)
 
 typedef uint32_t dsi_op_kind;
 enum {
@@ -110,6 +118,34 @@ typedef struct dsi_attr_norm {
     uint32_t struct_size;
     float eps;
 } dsi_attr_norm;
+
+/* What adapters (LoRA) add to the product of some rows with one weight W [n][k]:
+ * y[r] = W x[r] + scale * B (A x[r]). Every part is one adapter, with the rows of the step that are
+ * its own. A product with A takes the activations as they are (never A8 or E4M3), everything behind
+ * it is F32. Host structs and arrays: valid during op_run. */
+typedef struct dsi_low_rank_part {
+    /* A [rank][k], B transposed: [rank][n], each F32, F16 or BF16; NULL: nothing */
+    const dsi_tensor *a, *b_t;
+    float scale;
+    uint32_t first, n_rows; /* its rows: rows[first] ... rows[first + n_rows - 1], ascending */
+} dsi_low_rank_part;
+typedef struct dsi_low_rank {
+    uint32_t struct_size, n_parts;
+    uint32_t max_rank; /* no rank is larger, in this call and in any after the same op_plan */
+    uint32_t reserved;
+    const dsi_low_rank_part *parts;
+    const int32_t *rows;    /* [S] rows of the step, part by part */
+    const int32_t *part_of; /* [R] the part of a row, or -1 */
+    dsi_tensor *t;          /* F32 [S][max_rank]: t[i] = A x[rows[i]], from LOW_RANK_DOWN */
+} dsi_low_rank;
+typedef struct dsi_attr_low_rank {
+    uint32_t struct_size, n; /* n: products of the op */
+    const dsi_low_rank *products;
+} dsi_attr_low_rank;
+typedef struct dsi_attr_swiglu {
+    uint32_t struct_size, reserved;
+    const dsi_low_rank *gate_low_rank, *up_low_rank; /* t is there; NULL: none */
+} dsi_attr_swiglu;
 enum { DSI_LINEAR_ADD = 1 }; /* y += instead of y = (the residual stream) */
 typedef struct dsi_attr_linear {
     uint32_t struct_size;
@@ -155,6 +191,7 @@ typedef struct dsi_attr_mla {
     float scale;
     uint32_t reserved;
     const dsi_batch *batch;
+    const dsi_low_rank *low_rank; /* of kv_b [heads][nope + v][kv_lora], without t; NULL: none */
 } dsi_attr_mla;
 /* The indexer: which cached rows s the row t sees. score = sum_h weights[h] * relu(q[h] . k[s]), s
  * <= position[t]; the top_k largest win, of equal ones the lower s; they are listed in ascending
@@ -185,6 +222,8 @@ typedef struct dsi_attr_moe {
     uint32_t struct_size;
     uint32_t n_experts, top_k;
     uint32_t has_shared; /* the last three inputs are the shared expert, weight 1 */
+    /* of the shared expert; t is there; NULL: none */
+    const dsi_low_rank *gate_low_rank, *up_low_rank;
 } dsi_attr_moe;
 typedef struct dsi_attr_moe_routed {
     uint32_t struct_size;

@@ -40,6 +40,8 @@ static const struct {
     {DSI_OP_LAYER_NORM, "layer_norm", dsi_cpu_layer_norm_check, dsi_cpu_layer_norm_run},
     {DSI_OP_INDEX_ROUND, "index_round", dsi_cpu_index_round_check, dsi_cpu_index_round_run},
     {DSI_OP_INDEX_TOPK, "index_topk", dsi_cpu_index_topk_check, dsi_cpu_index_topk_run},
+    {DSI_OP_LOW_RANK_DOWN, "low_rank_down", dsi_cpu_low_rank_down_check, dsi_cpu_low_rank_down_run},
+    {DSI_OP_LOW_RANK_UP, "low_rank_up", dsi_cpu_low_rank_up_check, dsi_cpu_low_rank_up_run},
 };
 enum { N_OPS = sizeof OPS / sizeof OPS[0] };
 

@@ -76,6 +76,8 @@ DSI_CPU_OP(moe_routed)
 DSI_CPU_OP(layer_norm)
 DSI_CPU_OP(index_round)
 DSI_CPU_OP(index_topk)
+DSI_CPU_OP(low_rank_down)
+DSI_CPU_OP(low_rank_up)
 #undef DSI_CPU_OP
 
 /* ---- Helpers (cpu_tensor.c) */

@@ -142,11 +142,19 @@ void dsi_cpu_linear_run(const dsi_cpu_run *run) {
 /* ---- linear_swiglu: h = silu(x G^T) * (x U^T), both products in one pass over x
  * ------------------- */
 
+static dsi_attr_swiglu swiglu_attr(const dsi_op *op) {
+    const dsi_attr_swiglu none = {sizeof none, 0, NULL, NULL}, *attr = op->attr;
+    return attr ? *attr : none;
+}
+
 dsi_status dsi_cpu_linear_swiglu_check(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {
     const dsi_tensor *x = op->in[0], *gate = op->in[1], *up = op->in[2], *h = op->out[0];
+    const dsi_attr_swiglu a = swiglu_attr(op);
     bool ok = op->n_in == 3 && dsi_cpu_weight_ok(gate) && dsi_cpu_weight_ok(up) &&
               dsi_cpu_is_act(x->dtype) && dsi_cpu_is_act(h->dtype) && x->ne[0] == gate->ne[0] &&
-              up->ne[0] == gate->ne[0] && up->ne[1] == gate->ne[1] && h->ne[0] == gate->ne[1];
+              up->ne[0] == gate->ne[0] && up->ne[1] == gate->ne[1] && h->ne[0] == gate->ne[1] &&
+              dsi_cpu_low_rank_ok(a.gate_low_rank, gate->ne[1], gate->ne[0]) &&
+              dsi_cpu_low_rank_ok(a.up_low_rank, up->ne[1], up->ne[0]);
     if (ok) *workspace = layout_of(dev, op, NULL, 2, 1, 1).total;
     return dsi_cpu_require(dev, op, ok, "types or shapes of x, gate, up, h do not fit");
 }
@@ -172,6 +180,7 @@ static void swiglu_columns(void *context, uint32_t thread, uint32_t n_threads) {
 }
 void dsi_cpu_linear_swiglu_run(const dsi_cpu_run *run) {
     const dsi_tensor *x = run->op->in[0], *gate = run->op->in[1], *h = run->op->out[0];
+    const dsi_attr_swiglu a = swiglu_attr(run->op);
     swiglu_job job = {.run = run,
                       .layout = layout_of(run->dev, run->op, run->workspace, 2, 1, 1),
                       .product = {.gate = gate,
@@ -179,7 +188,9 @@ void dsi_cpu_linear_swiglu_run(const dsi_cpu_run *run) {
                                   .m = dsi_cpu_rows(x),
                                   .h = dsi_cpu_data(h),
                                   .h_stride = h->stride[1],
-                                  .h_dtype = h->dtype}};
+                                  .h_dtype = h->dtype,
+                                  .gate_low_rank = a.gate_low_rank,
+                                  .up_low_rank = a.up_low_rank}};
     job.product.x = &job.layout.x;
     int64_t work = 2 * job.product.m * gate->ne[0] * gate->ne[1];
     uint32_t n_threads = dsi_cpu_threads(run->dev, work);

@@ -3,7 +3,7 @@
  * keys and values of that head, which stay in its L2, and every row of the chunk uses them. Nothing
  * is shared between threads, so there are no barriers. */
 #include "../base/convert.h"
-#include "cpu.h"
+#include "cpu_low_rank.h"
 #include <math.h>
 #include <string.h>
 
@@ -32,6 +32,7 @@ typedef struct room {
     uint16_t *decoded; /* [CONTEXT][kv_lora] of pages of 8 bits */
     float *latents;    /* [DSI_PAGE_ROWS][kv_lora] as f32, with k_b and v_b alone */
     void *panel;       /* matmul scratch */
+    uint8_t *low_rank; /* what adapters want */
 } room;
 
 static room carve(const expand_job *job, int64_t n, uint8_t *base, uint32_t thread,
@@ -52,6 +53,7 @@ static room carve(const expand_job *job, int64_t n, uint8_t *base, uint32_t thre
         r.panel = dsi_cpu_take(&arena, dsi_matmul_scratch_bytes(a->kv_lora_rank));
         r.latents = dsi_cpu_take(&arena, job->halves ? DSI_PAGE_ROWS * a->kv_lora_rank * 4 : 0);
         r.decoded = dsi_cpu_take(&arena, job->coded ? CONTEXT * (int64_t)a->kv_lora_rank * 2 : 0);
+        r.low_rank = dsi_cpu_take(&arena, dsi_cpu_low_rank_room(a->low_rank, a->kv_lora_rank));
         if (i == thread) own = r;
     }
     *total = arena.used;
@@ -93,6 +95,7 @@ dsi_status dsi_cpu_mla_expand_attend_check(dsi_dev *dev, const dsi_op *op, uint6
               pages->ne[0] >=
                   (job.coded ? job.row.n_bytes : (int64_t)a->kv_lora_rank + a->qk_rope_head_dim) &&
               dsi_cpu_is_act(y->dtype) && weights_ok(&job) &&
+              dsi_cpu_low_rank_ok(a->low_rank, a->n_heads * job.head_rows, a->kv_lora_rank) &&
               q->ne[0] == (int64_t)a->n_heads * job.q_dim &&
               y->ne[0] == (int64_t)a->n_heads * a->v_head_dim;
     if (ok) carve(&job, job.n_rows, NULL, 0, workspace);
@@ -146,6 +149,25 @@ static void expand_keys(const expand_job *job, const room *own, int64_t head, co
     }
 }
 
+/* What the adapter of the rows in flight adds to keys and values: scale B (A latent). */
+static void expand_adapter(const expand_job *job, const room *own, int64_t head,
+                           const latents *from, int64_t n) {
+    int64_t end;
+    const dsi_low_rank *l = job->attr->low_rank;
+    const dsi_low_rank_part *part =
+        l ? dsi_cpu_low_rank_part(l, job->row0, job->row0 + 1, &end) : NULL;
+    dsi_cpu_low_rank_rows rows = {.x = from->x,
+                                  .x_stride = from->stride,
+                                  .x_rows = from->rows,
+                                  .x_dtype = job->act,
+                                  .m = n,
+                                  .y = own->tile,
+                                  .y_stride = job->head_rows,
+                                  .n0 = head * job->head_rows,
+                                  .n1 = (head + 1) * job->head_rows};
+    if (part) dsi_cpu_low_rank_apply(job->run->dev, l, part, &rows, own->low_rank);
+}
+
 /* Keys and values of head `head` for cached rows [first, first + n), n <= CONTEXT. */
 static void expand(const expand_job *job, const room *own, int64_t head, int64_t first, int64_t n) {
     const dsi_tensor *w = job->run->op->in[job->halves ? 3 : 1];
@@ -164,6 +186,7 @@ static void expand(const expand_job *job, const room *own, int64_t head, int64_t
                          .scratch = own->panel};
     if (job->halves) expand_keys(job, own, head, &from, n);
     dsi_cpu_matmul(job->run->dev, w, job->act, &a)(&a);
+    expand_adapter(job, own, head, &from, n);
     dsi_cpu_store(job->run->dev, own->tile, own->kv, job->act, n * job->head_rows);
 }
 

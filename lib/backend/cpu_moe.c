@@ -125,6 +125,12 @@ static void take_forms(moe_job *job, int64_t slots, dsi_cpu_arena *arena) {
     }
 }
 
+/* Where the hidden activations of the shared expert are wanted; NULL: nowhere. */
+static const dsi_tensor *shared_hidden(const dsi_op *op) {
+    uint32_t others = op->kind == DSI_OP_MOE_ROUTED ? 4 : 1;
+    return op->n_out > others ? op->out[others] : NULL;
+}
+
 static moe_job job_of(const dsi_cpu_run *run, uint64_t *total) {
     const dsi_op *op = run->op;
     const dsi_attr_moe_routed *routed = op->kind == DSI_OP_MOE_ROUTED ? op->attr : NULL;
@@ -153,7 +159,10 @@ static moe_job job_of(const dsi_cpu_run *run, uint64_t *total) {
     job.x = dsi_cpu_operand_of(run->workspace ? dsi_cpu_data(x) : NULL, x->dtype, job.hidden,
                                x->stride[1]);
     job.h = hidden_rows(&job, job.inter, slots, &arena);
-    job.shared = hidden_rows(&job, job.shared_inter, job.n_rows, &arena);
+    const dsi_tensor *h = shared_hidden(op);
+    job.shared = h ? dsi_cpu_operand_of(run->workspace ? dsi_cpu_data(h) : NULL, h->dtype,
+                                        job.shared_inter, h->stride[1])
+                   : hidden_rows(&job, job.shared_inter, job.n_rows, &arena);
     if (run->dev->a8 || run->dev->e4m3) take_forms(&job, slots, &arena);
     dsi_cpu_take(&own, 2 * dsi_cpu_tile_floats(job.n_rows) * 4);
     dsi_cpu_take(&own, dsi_matmul_scratch_bytes(k_max));
@@ -170,12 +179,22 @@ static bool mlp_ok(const dsi_tensor *gate, const dsi_tensor *up, const dsi_tenso
            up->ne[1] == inter && down->ne[0] == inter && down->ne[1] == hidden;
 }
 
+/* What adapters change of the shared expert, and where its activations go. */
+static bool adapters_ok(const dsi_op *op, const dsi_attr_moe *a) {
+    const dsi_tensor *h = shared_hidden(op);
+    if (!a->has_shared) return !h && !a->gate_low_rank && !a->up_low_rank;
+    const dsi_tensor *gate = op->in[3 + 3 * a->n_experts];
+    return dsi_cpu_low_rank_ok(a->gate_low_rank, gate->ne[1], gate->ne[0]) &&
+           dsi_cpu_low_rank_ok(a->up_low_rank, gate->ne[1], gate->ne[0]) &&
+           (!h || (h->dtype == op->in[0]->dtype && h->ne[0] == gate->ne[1]));
+}
+
 /* What both forms of the op have: x, the experts, y. */
 static dsi_status check_experts(dsi_dev *dev, const dsi_op *op, const dsi_attr_moe *a, bool ok,
                                 uint64_t *workspace) {
     ok = ok && a->n_experts >= 1 && op->n_in == 3 + 3 * (a->n_experts + (a->has_shared ? 1 : 0)) &&
          dsi_cpu_is_act(op->in[0]->dtype) && op->out[0]->dtype == DSI_DTYPE_F32 &&
-         op->out[0]->ne[0] == op->in[0]->ne[0];
+         op->out[0]->ne[0] == op->in[0]->ne[0] && adapters_ok(op, a);
     /* op_run comes here once per layer: shapes of hundreds of experts were seen at load */
     for (uint32_t e = 0; ok && !op->in[0]->buf && e < a->n_experts; e++)
         ok = mlp_ok(op->in[3 + 3 * e], op->in[4 + 3 * e], op->in[5 + 3 * e], op->in[0]->ne[0],
@@ -196,8 +215,8 @@ dsi_status dsi_cpu_moe_ffn_check(dsi_dev *dev, const dsi_op *op, uint64_t *works
 dsi_status dsi_cpu_moe_routed_check(dsi_dev *dev, const dsi_op *op, uint64_t *workspace) {
     const dsi_attr_moe_routed *a = op->attr;
     const dsi_tensor *x = op->in[0], *w = op->in[1], *bias = op->in[2];
-    bool ok = op->n_out == 4 && dsi_cpu_rows(x) <= DSI_MOE_ROUTED_ROWS && dsi_cpu_weight_ok(w) &&
-              w->ne[0] == x->ne[0] && w->ne[1] == a->moe.n_experts &&
+    bool ok = (op->n_out == 4 || op->n_out == 5) && dsi_cpu_rows(x) <= DSI_MOE_ROUTED_ROWS &&
+              dsi_cpu_weight_ok(w) && w->ne[0] == x->ne[0] && w->ne[1] == a->moe.n_experts &&
               dsi_cpu_form(dev, w) == DSI_CPU_PLAIN;
     if (ok) {
         dsi_attr_route route = a->route;
@@ -340,6 +359,7 @@ static void deal(moe_job *job, uint32_t n_threads) {
  * weight and row where the thread goes on; NULL: with the columns behind. */
 static void up_columns(const moe_job *job, const moe_part *p, int64_t n0, int64_t n1,
                        const dsi_cpu_place *next, dsi_cpu_arena own) {
+    bool shared = !p->rows; /* adapters change no other expert */
     dsi_cpu_gated product = {&job->x,
                              p->w[0],
                              p->w[1],
@@ -347,7 +367,9 @@ static void up_columns(const moe_job *job, const moe_part *p, int64_t n0, int64_
                              p->m,
                              p->h.data[DSI_CPU_PLAIN],
                              p->h.stride[DSI_CPU_PLAIN],
-                             p->h.dtype};
+                             p->h.dtype,
+                             shared ? job->attr->gate_low_rank : NULL,
+                             shared ? job->attr->up_low_rank : NULL};
     dsi_cpu_gated_columns(job->run->dev, &product, n0, dsi_min_i64(n0 + p->columns, n1), next, own);
 }
 static void up_pass(const moe_job *job, uint32_t thread, uint32_t n_threads, dsi_cpu_arena own) {

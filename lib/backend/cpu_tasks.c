@@ -181,9 +181,11 @@ void dsi_cpu_gated_columns(const dsi_dev *dev, const dsi_cpu_gated *p, int64_t n
         a.x_rows = p->rows ? p->rows + r : NULL;
         a.y = gate;
         dsi_cpu_product(dev, p->gate, p->x, r, &a)(&a);
+        dsi_cpu_low_rank_add(dev, p->gate_low_rank, r, a.m, n0, n1, gate, columns);
         if (next && r == 0) dsi_cpu_prefetch(next->w, next->row);
         a.y = up;
         dsi_cpu_product(dev, p->up, p->x, r, &a)(&a);
+        dsi_cpu_low_rank_add(dev, p->up_low_rank, r, a.m, n0, n1, up, columns);
         for (int64_t i = 0; i < a.m; i++)
             swiglu(gate + i * columns, up + i * columns, p->h + ((r + i) * p->h_stride + n0) * act,
                    columns);

@@ -2,7 +2,7 @@
 #ifndef DSI_LIB_BACKEND_CPU_TASKS_H
 #define DSI_LIB_BACKEND_CPU_TASKS_H
 
-#include "cpu.h"
+#include "cpu_low_rank.h"
 
 enum {
     DSI_CPU_FEW_ROWS_COLUMNS = 512, /* columns of one task at most */
@@ -79,6 +79,8 @@ typedef struct dsi_cpu_gated {
     uint8_t *h;       /* [m][h_stride] of h_dtype */
     int64_t h_stride; /* elements */
     dsi_dtype h_dtype;
+    /* what adapters add before SiLU, where rows is NULL; NULL: nothing */
+    const dsi_low_rank *gate_low_rank, *up_low_rank;
 } dsi_cpu_gated;
 /* Columns [n0, n1), at most those of dsi_cpu_task_columns. `next`: where the thread goes on after
  * them if not with the columns behind, else NULL: its first bytes are asked for. own: two tiles and
