@@ -1,7 +1,7 @@
 /* engine.c: dsi_engine: plans the memory of a model, places it on a device, owns scratch and KV
  * pages. The only file of the library that reads the environment. */
+#include "adapter.h"
 #include "base/topology.h"
-#include "internal.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -428,6 +428,7 @@ static void free_engine(dsi_engine *e) {
                       r->broken,     e->free_pages, e->page_holders};
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) dsi_sys_free(blocks[i]);
     dsi_unplace_weights(e);
+    dsi_adapt_free(e);
     if (e->backend) {
         e->backend->buf_free(e->scratch.buf);
         e->backend->buf_free(e->scratch.workspace);

@@ -10,8 +10,8 @@
  * Every op goes through the back-end table; the residual stream is f32, the operands of products
  * are "act" (BF16 by default). With DSI_FORWARD_PLAN the same walk asks the back-end whether it can
  * run each op and how much workspace it wants. */
+#include "adapter.h"
 #include "base/convert.h"
-#include "internal.h"
 
 /* One walk. Once status is not DSI_OK every later op is passed over. */
 typedef struct walk {
@@ -26,6 +26,7 @@ typedef struct walk {
     bool any_absorbed, any_expanded;
     bool any_selected;   /* a row attends to fewer tokens than there are */
     bool is_draft;       /* the MTP block: what is not finite there spoils a draft, no answer */
+    dsi_adapt *adapt;    /* NULL: no row has an adapter */
     const char *product; /* the name of the op that comes next, where its kind does not say it */
     dsi_status status;
 } walk;
@@ -121,19 +122,46 @@ typedef struct product {
 } product;
 enum { MAX_PRODUCTS = 4 };
 
+/* What adapters add to one weight; NULL: nothing. slot: as dsi_adapt_find says. */
+static const dsi_low_rank *low_rank(walk *w, const char *name, const dsi_tensor *weight,
+                                    uint32_t slot) {
+    if (!w->adapt) return NULL;
+    return dsi_adapt_find(w->adapt, w->mode, (uint32_t)w->layer, name, slot, weight->ne[1],
+                          weight->ne[0]);
+}
+/* A x of the adapters, for products of the same x; y NULL: an op that comes adds B of it. */
+static void low_rank_ops(walk *w, const dsi_tensor *x, const dsi_low_rank *const *added,
+                         dsi_tensor *const *y, uint32_t n) {
+    dsi_low_rank some[DSI_ADAPTED_AT_ONCE];
+    dsi_tensor *t[DSI_ADAPTED_AT_ONCE], *to[DSI_ADAPTED_AT_ONCE];
+    dsi_attr_low_rank attr = {sizeof attr, 0, some};
+    for (uint32_t i = 0; i < n; i++) {
+        if (!added[i]) continue;
+        some[attr.n] = *added[i];
+        to[attr.n] = y ? y[i] : NULL;
+        t[attr.n++] = added[i]->t;
+    }
+    if (!attr.n) return;
+    submit(w, DSI_OP_LOW_RANK_DOWN, &x, 1, t, attr.n, &attr);
+    if (y) submit(w, DSI_OP_LOW_RANK_UP, (const dsi_tensor *const *)t, attr.n, to, attr.n, &attr);
+}
+
 /* Several products of the same x; add: y += instead of y =. */
 static void linears(walk *w, const dsi_tensor *x, const product *products, uint32_t n, bool add) {
     dsi_attr_linear attr = {sizeof attr, add ? DSI_LINEAR_ADD : 0};
     const dsi_tensor *in[1 + 2 * MAX_PRODUCTS] = {x};
-    dsi_tensor *out[MAX_PRODUCTS];
+    dsi_tensor *out[MAX_PRODUCTS] = {NULL};
+    const dsi_low_rank *added[MAX_PRODUCTS] = {NULL};
     for (uint32_t i = 0; i < n; i++) {
         const dsi_tensor *bias = products[i].bias;
         in[1 + 2 * i] = products[i].weight;
         in[2 + 2 * i] = bias && bias->ne[0] ? bias : NULL;
         out[i] = products[i].y;
+        added[i] = low_rank(w, products[i].name, products[i].weight, i);
     }
     w->product = products[0].name;
     submit(w, DSI_OP_LINEAR, in, 1 + 2 * n, out, n, &attr);
+    low_rank_ops(w, x, added, out, n);
     for (uint32_t i = 0; i < n; i++) tap(w, products[i].name, products[i].y);
 }
 static void linear(walk *w, const char *name, const dsi_tensor *x, const dsi_tensor *weight,
@@ -165,6 +193,13 @@ static void kv_write(walk *w, const dsi_tensor *src, dsi_tensor *pages, uint32_t
 /* ---- Attention
  * ----------------------------------------------------------------------------------- */
 
+static const dsi_low_rank *kv_b_low_rank(walk *w) {
+    const dsi_config *c = w->config;
+    const int64_t n_out = (int64_t)c->n_heads * (c->qk_nope_head_dim + c->v_head_dim);
+    const dsi_tensor kv_b = {.ne = {c->kv_lora_rank, n_out}}; /* also where it lies in halves */
+    return low_rank(w, "self_attn.kv_b_proj", &kv_b, 0);
+}
+
 /* Absorbed rows read latents only; expanded rows get keys and values made per page. Which row takes
  * which form was decided when its prompt was sealed (session.c). */
 static void mla_attend(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
@@ -172,7 +207,7 @@ static void mla_attend(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
     const dsi_config *c = w->config;
     dsi_attr_mla attr = {sizeof attr,   c->n_heads,      c->qk_nope_head_dim, c->qk_rope_head_dim,
                          c->v_head_dim, c->kv_lora_rank, w->e->softmax_scale, 0,
-                         &w->batch};
+                         &w->batch,     kv_b_low_rank(w)};
     const bool halves = l->k_b_proj.ne[0] != 0;
     const dsi_tensor *keys = halves ? &l->k_b_proj : &l->kv_b_proj;
     const dsi_tensor *values = halves ? &l->v_b_proj : &l->kv_b_proj;
@@ -286,8 +321,12 @@ static void gqa(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
 
 static void dense(walk *w, const dsi_placed_layer *l) {
     dsi_scratch *t = &w->t;
+    dsi_attr_swiglu attr = {sizeof attr, 0, low_rank(w, "mlp.gate_proj", &l->mlp[0], 0),
+                            low_rank(w, "mlp.up_proj", &l->mlp[1], 1)};
+    low_rank_ops(w, &t->normed, (const dsi_low_rank *[]){attr.gate_low_rank, attr.up_low_rank},
+                 NULL, 2);
     submit(w, DSI_OP_LINEAR_SWIGLU, (const dsi_tensor *[]){&t->normed, &l->mlp[0], &l->mlp[1]}, 3,
-           (dsi_tensor *[]){&t->ffn_hidden}, 1, NULL);
+           (dsi_tensor *[]){&t->ffn_hidden}, 1, &attr);
     observe(w, "mlp.gate_proj or mlp.up_proj", &t->ffn_hidden, NULL);
     linear(w, "mlp.down_proj", &t->ffn_hidden, &l->mlp[2], &t->hidden, true);
 }
@@ -304,19 +343,21 @@ static dsi_attr_route route_attr(const dsi_config *c) {
 }
 
 /* Few rows: router and experts as one op, where the back-end has it. */
-static void moe_routed(walk *w, const dsi_placed_layer *l, const dsi_attr_moe *experts) {
+static void moe_routed(walk *w, const dsi_placed_layer *l, const dsi_attr_moe *experts,
+                       dsi_tensor *h) {
     dsi_scratch *t = &w->t;
     const dsi_tensor *bias = &l->e_score_correction_bias;
     dsi_attr_moe_routed attr = {sizeof attr, 0, route_attr(w->config), *experts};
     l->moe_in[0] = &t->normed, l->moe_in[1] = &l->gate;
     l->moe_in[2] = bias->ne[0] ? bias : NULL;
     submit(w, DSI_OP_MOE_ROUTED, l->moe_in, l->n_moe_in,
-           (dsi_tensor *[]){&t->hidden, &t->router_logits, &t->expert_ids, &t->expert_weights}, 4,
-           &attr);
+           (dsi_tensor *[]){&t->hidden, &t->router_logits, &t->expert_ids, &t->expert_weights, h},
+           h ? 5 : 4, &attr);
     tap(w, "mlp.gate", &t->router_logits);
     tap(w, "mlp.gate.weights", &t->expert_weights);
 }
-static void moe_in_steps(walk *w, const dsi_placed_layer *l, const dsi_attr_moe *experts) {
+static void moe_in_steps(walk *w, const dsi_placed_layer *l, const dsi_attr_moe *experts,
+                         dsi_tensor *h) {
     dsi_scratch *t = &w->t;
     dsi_attr_route route = route_attr(w->config);
     bool has_bias = l->e_score_correction_bias.ne[0] != 0;
@@ -326,18 +367,22 @@ static void moe_in_steps(walk *w, const dsi_placed_layer *l, const dsi_attr_moe 
            (dsi_tensor *[]){&t->expert_ids, &t->expert_weights}, 2, &route);
     tap(w, "mlp.gate.weights", &t->expert_weights);
     l->moe_in[0] = &t->normed, l->moe_in[1] = &t->expert_ids, l->moe_in[2] = &t->expert_weights;
-    submit(w, DSI_OP_MOE_FFN, l->moe_in, l->n_moe_in, (dsi_tensor *[]){&t->hidden}, 1, experts);
+    submit(w, DSI_OP_MOE_FFN, l->moe_in, l->n_moe_in, (dsi_tensor *[]){&t->hidden, h}, h ? 2 : 1,
+           experts);
 }
 
 /* Asks whether the back-end has the one op for few rows; without it nothing is missing. */
-static void plan_moe_routed(walk *w, const dsi_placed_layer *l, const dsi_attr_moe *experts) {
+static void plan_moe_routed(walk *w, const dsi_placed_layer *l, const dsi_attr_moe *experts,
+                            const dsi_tensor *h) {
+    dsi_tensor few_h = h ? *h : (dsi_tensor){0};
     walk few = *w;
     dsi_tensor *rows[] = {&few.t.normed, &few.t.hidden, &few.t.router_logits, &few.t.expert_ids,
                           &few.t.expert_weights};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
         if (rows[i]->ne[1] > DSI_MOE_ROUTED_ROWS) rows[i]->ne[1] = DSI_MOE_ROUTED_ROWS;
     dsi_error before = w->e->handle.error;
-    moe_routed(&few, l, experts);
+    if (h && h->ne[1] > DSI_MOE_ROUTED_ROWS) few_h.ne[1] = DSI_MOE_ROUTED_ROWS;
+    moe_routed(&few, l, experts, h ? &few_h : NULL);
     w->e->in_steps |= few.status == DSI_E_UNSUPPORTED;
     if (few.status == DSI_E_UNSUPPORTED)
         w->e->handle.error = before;
@@ -346,16 +391,36 @@ static void plan_moe_routed(walk *w, const dsi_placed_layer *l, const dsi_attr_m
     w->workspace = few.workspace;
 }
 
+/* What adapters change of the shared expert: before SiLU in *attr; what they add behind it is
+ * returned, and h is then where its hidden activations go. */
+static const dsi_low_rank *adapt_shared(walk *w, const dsi_placed_layer *l, dsi_attr_moe *attr,
+                                        dsi_tensor *h) {
+    const dsi_tensor *const *shared = l->moe_in + l->n_moe_in - 3;
+    attr->gate_low_rank = low_rank(w, "mlp.shared_experts.gate_proj", shared[0], 0);
+    attr->up_low_rank = low_rank(w, "mlp.shared_experts.up_proj", shared[1], 1);
+    low_rank_ops(w, &w->t.normed, (const dsi_low_rank *[]){attr->gate_low_rank, attr->up_low_rank},
+                 NULL, 2);
+    *h = w->adapt->shared_hidden;
+    h->ne[1] = w->t.hidden.ne[1];
+    return low_rank(w, "mlp.shared_experts.down_proj", shared[2], 2);
+}
+
 static void moe(walk *w, const dsi_placed_layer *l) {
     const dsi_config *c = w->config;
     bool has_shared = l->n_moe_in > 3 + 3 * c->n_routed_experts;
-    dsi_attr_moe attr = {sizeof attr, c->n_routed_experts, c->n_experts_per_token, has_shared};
+    dsi_attr_moe attr = {sizeof attr, c->n_routed_experts, c->n_experts_per_token, has_shared, NULL,
+                         NULL};
+    dsi_tensor shared, *h = NULL;
+    const dsi_low_rank *down = NULL;
+    if (has_shared && w->adapt) down = adapt_shared(w, l, &attr, &shared);
+    if (down) h = &shared;
     bool plans = w->mode == DSI_FORWARD_PLAN && w->status == DSI_OK;
-    if (plans) plan_moe_routed(w, l, &attr);
+    if (plans) plan_moe_routed(w, l, &attr, h);
     if (!plans && w->t.hidden.ne[1] <= DSI_MOE_ROUTED_ROWS && !w->e->in_steps)
-        moe_routed(w, l, &attr);
+        moe_routed(w, l, &attr, h);
     else
-        moe_in_steps(w, l, &attr);
+        moe_in_steps(w, l, &attr, h);
+    if (down) low_rank_ops(w, h, &down, (dsi_tensor *[]){&w->t.hidden}, 1);
     tap(w, "mlp.experts", &w->t.hidden);
 }
 
@@ -421,6 +486,7 @@ static void send(walk *w, const dsi_tensor *t, const void *values, uint64_t n_by
 dsi_status dsi_forward(dsi_engine *e, dsi_forward_mode mode, uint64_t *workspace) {
     uint32_t n = mode == DSI_FORWARD_PLAN ? e->options.chunk_tokens : e->rows.n_rows;
     walk w = start(e, mode, n, 0);
+    w.adapt = mode == DSI_FORWARD_PLAN ? e->adapt : dsi_adapt_begin(e);
     send(&w, &w.t.tokens, e->rows.tokens, n * sizeof *e->rows.tokens);
     send(&w, &w.t.positions, e->rows.position, n * sizeof *e->rows.position);
     send(&w, &w.t.slots, e->rows.slots, n * sizeof *e->rows.slots);

@@ -181,6 +181,7 @@ struct dsi_engine {
     bool auto_drafts;    /* draft_tokens is 1 by default */
     int32_t (*choose_draft)(void *user, const dsi_session *, uint32_t, int32_t); /* or NULL */
     void *choose_user;
+    struct dsi_adapt *adapt;     /* room for adapters in a step (adapter.h); NULL: none so far */
     struct dsi_profile *profile; /* NULL: steps are not looked into (profile.c) */
     char describe[640];
 };

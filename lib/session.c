@@ -1,5 +1,5 @@
 /* session.c: dsi_session: a timeline of tokens, its KV pages, its sampler. */
-#include "internal.h"
+#include "adapter.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -89,6 +89,7 @@ dsi_status dsi_session_new(dsi_engine *engine, const dsi_session_options *option
     atomic_fetch_add(&engine->n_holders, 1);
     s->end_token = -1;
     s->options = parent ? parent->options : *options;
+    dsi_adapter_hold(s->options.adapter);
     dsi_status st = open_answer(s, parent);
     if (st == DSI_OK) st = allocate(s);
     if (st == DSI_OK) {
@@ -112,6 +113,10 @@ dsi_status dsi_session_open(dsi_engine *engine, const dsi_session_options *optio
     dsi_session_options_init(&all);
     dsi_status st = dsi_copy_options(&all, sizeof all, options, "dsi_session_options", error);
     if (st == DSI_OK) st = check_options(&all, error);
+    if (st == DSI_OK && all.adapter && all.adapter->engine != engine)
+        st = dsi_fail(error, DSI_E_ARG,
+                      "adapter %s was opened on another engine; open it on the session's own",
+                      all.adapter->name);
     return st == DSI_OK ? dsi_session_new(engine, &all, NULL, out, error) : st;
 }
 
@@ -128,6 +133,7 @@ void dsi_session_close(dsi_session *s) {
                       s->candidates, s->penalized, s->seen,     s->held};
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) dsi_sys_free(blocks[i]);
     dsi_stop_free(s->stop);
+    dsi_adapter_release(s->options.adapter);
     dsi_sys_free(s);
     dsi_engine_release(e);
 }

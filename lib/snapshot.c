@@ -12,6 +12,7 @@
  * A restore fills memory and pages of its own, checks all of it, and only then becomes the state of
  * the session. */
 #include "snapshot.h"
+#include "adapter.h"
 #include <stdio.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
@@ -90,11 +91,13 @@ static void sampler_words(const dsi_session_options *o, uint32_t *words) {
     memcpy(words + 4, reals, sizeof reals);
 }
 
-/* The words of HEAD that are those of the engine. */
-static void engine_words(const dsi_engine *e, uint32_t *head) {
+/* The words of HEAD that are those of the engine and of the adapter, NULL for none: rows of one are
+ * those of another model. */
+static void engine_words(const dsi_engine *e, const dsi_adapter *adapter, uint32_t *head) {
     dsi_caps caps = {.struct_size = sizeof caps};
     char kernels[32] = "";
-    uint64_t model = dsi_snapshot_fingerprint(e->model);
+    uint64_t model =
+        dsi_snapshot_fingerprint(e->model) ^ (adapter ? adapter->weights.fingerprint : 0);
     e->backend->device_caps(e->dev, &caps);
     snprintf(kernels, sizeof kernels, "%.15s/%.15s", e->backend->id, caps.arch);
     head[MODEL_LOW] = (uint32_t)model;
@@ -303,7 +306,7 @@ static void close_carrier(carrier *c, image *m) {
 static dsi_status fill_image(const dsi_session *s, image *m, dsi_error *error) {
     uint64_t vocab = s->engine->model->config.vocab_size;
     uint32_t *head = m->head;
-    engine_words(s->engine, head);
+    engine_words(s->engine, s->options.adapter, head);
     sampler_words(&s->options, head + SAMPLER);
     head[TOTAL] = s->n_total, head[COMPUTED] = s->n_tokens, head[SEALED] = s->n_sealed;
     head[DRAWS] = s->n_sampled, head[FINISH] = s->finish, head[END_TOKEN] = (uint32_t)s->end_token;
@@ -390,13 +393,16 @@ static dsi_status check_engine(const carrier *c, const image *m) {
     const uint32_t *head = m->head;
     uint32_t own[HEAD_WORDS] = {0};
     char there[33] = "", here[33] = "";
-    engine_words(e, own);
+    const dsi_adapter *adapter = c->session->options.adapter;
+    engine_words(e, adapter, own);
     if (head[MODEL_LOW] != own[MODEL_LOW] || head[MODEL_HIGH] != own[MODEL_HIGH])
-        return dsi_fail(&c->session->handle.error, DSI_E_MODEL,
-                        "%s: was saved with another model (fingerprint %08x%08x, that of %s is "
-                        "%08x%08x)",
-                        c->path, head[MODEL_HIGH], head[MODEL_LOW], e->model->checkpoint.dir,
-                        own[MODEL_HIGH], own[MODEL_LOW]);
+        return dsi_fail(
+            &c->session->handle.error, DSI_E_MODEL,
+            "%s: was saved with another model or adapter (fingerprint %08x%08x, that "
+            "of %s and %s is %08x%08x); restore it into a session with the same ones, or "
+            "compute the prompt again",
+            c->path, head[MODEL_HIGH], head[MODEL_LOW], e->model->checkpoint.dir,
+            adapter ? adapter->name : "no adapter", own[MODEL_HIGH], own[MODEL_LOW]);
     const uint32_t operands = head[DTYPE] & OPERANDS, own_operands = own[DTYPE] & OPERANDS;
     if (operands != own_operands)
         return other_engine(c, "activations", dsi_dtype_name(operands),

@@ -94,6 +94,8 @@ static const char *other_calls_are_refused(void *context) {
     WANT(dsi_engine_step(h->engine, &s, 1, NULL) == DSI_E_FORK);
     WANT(strstr(dsi_last_error(h->engine), "dsi_engine_step"));
     WANT(dsi_engine_set_tap(h->engine, NULL, NULL) == DSI_E_FORK);
+    dsi_adapter *adapter = NULL;
+    WANT(dsi_adapter_open(h->engine, "anywhere", NULL, &adapter) == DSI_E_FORK && !adapter);
     WANT(dsi_session_open(h->engine, NULL, &made) == DSI_E_FORK && !made);
     WANT(dsi_engine_open(h->model, NULL, &engine) == DSI_E_FORK && !engine);
     WANT(dsi_plan(h->model, NULL, &plan) == DSI_E_FORK);

@@ -20,6 +20,7 @@ typedef struct torture_state {
     dsi_engine *engine;
     dsi_session *session, *other;
     dsi_stream *stream, *other_stream;
+    dsi_adapter *adapter;
     char folder[64]; /* of files the scenario makes, "" if none */
 } torture_state;
 

@@ -9,8 +9,9 @@
 #include <unistd.h>
 
 static const char text_model[] = "examples/models/tiny-gov";
-static const char small_model[] = "tests/data/golden/v3-fp8"; /* no tokenizer, 2 MB */
-static const char odd_model[] = "tests/data/golden/v3-odd";   /* tensors that must be copied */
+static const char small_model[] = "tests/data/golden/v3-fp8";    /* no tokenizer, 2 MB */
+static const char odd_model[] = "tests/data/golden/v3-odd";      /* tensors that must be copied */
+static const char adapted_model[] = "tests/data/golden/v2-lite"; /* of tests/data/adapter */
 
 /* ---- Steps of a run ---- */
 
@@ -68,8 +69,10 @@ static void close_all(torture_state *s) {
     s->stream = s->other_stream = NULL;
     dsi_session_close(s->other);
     dsi_session_close(s->session);
+    dsi_adapter_close(s->adapter);
     dsi_engine_close(s->engine);
     dsi_model_close(s->model);
+    s->adapter = NULL;
     s->other = s->session = NULL;
     s->engine = NULL;
     s->model = NULL;
@@ -517,6 +520,37 @@ static void remove_saved(torture_state *s) {
     rmdir(s->folder);
 }
 
+/* ---- Adapters ---- */
+
+static bool open_adapted_model(torture_state *s) {
+    return dsi_model_open(adapted_model, NULL, &s->model) == DSI_OK || say(adapted_model);
+}
+
+/* The first adapter of an engine makes room in its steps; a session with it answers. */
+static void run_adapt(torture_state *s, torture_outcome *outcome) {
+    dsi_adapter_info info = {.struct_size = sizeof info};
+    dsi_session_options options;
+    if (!OK(NULL, open_engine(s->model, &s->engine))) return;
+    if (!OK(NULL, dsi_adapter_open(s->engine, "tests/data/adapter", NULL, &s->adapter))) return;
+    if (!OK(s->adapter, dsi_adapter_get_info(s->adapter, &info))) return;
+    add(outcome, info.targets, strlen(info.targets));
+    dsi_session_options_init(&options);
+    options.max_tokens = 3;
+    options.ignore_end = 1;
+    options.adapter = s->adapter;
+    if (!OK(NULL, dsi_session_open(s->engine, &options, &s->session))) return;
+    if (append_prompt(outcome, s->session)) answer(outcome, s->session);
+}
+
+static void reset_adapt(torture_state *s) {
+    dsi_session_close(s->session);
+    dsi_adapter_close(s->adapter);
+    dsi_engine_close(s->engine);
+    s->session = NULL;
+    s->adapter = NULL;
+    s->engine = NULL;
+}
+
 const torture_scenario torture_scenarios[] = {
     {"load", nothing, run_load, close_all, close_all},
     {"small", nothing, run_small, close_all, close_all},
@@ -533,6 +567,7 @@ const torture_scenario torture_scenarios[] = {
     {"chat", open_text_session, run_chat, reset_session, close_all},
     {"stream", open_text_model, run_stream, reset_stream, close_all},
     {"restream", open_two_sessions, run_restream, reset_two_sessions, close_all},
+    {"adapt", open_adapted_model, run_adapt, reset_adapt, close_all},
     {"inspect", open_small_model, run_inspect, reset_inspect, close_all},
 };
 const uint32_t torture_n_scenarios = sizeof torture_scenarios / sizeof torture_scenarios[0];

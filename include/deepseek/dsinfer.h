@@ -6,6 +6,7 @@
  *                any thread; one step runs at a time.
  *   dsi_session  one timeline of tokens (its KV pages and its sampler). One thread at a time.
  *   dsi_stream   one answer that is being computed by the engine's own thread: events to poll for.
+ *   dsi_adapter  a fine-tune (LoRA) of the model, on an engine; sessions choose one, or none.
  *
  * The ladder, from one call to full control; stop reading where your problem is solved
  *   1 Generate   dsi_open, dsi_generate, dsi_close: text in, text out.
@@ -42,6 +43,7 @@ typedef struct dsi_model dsi_model;
 typedef struct dsi_engine dsi_engine;
 typedef struct dsi_session dsi_session;
 typedef struct dsi_stream dsi_stream;
+typedef struct dsi_adapter dsi_adapter;
 
 /* ---- Status, errors, log ------------------------------------------------------------------
  * Threads: any. Owns: returned strings belong to the library. */
@@ -52,10 +54,10 @@ DSI_API const char *dsi_version(void);
 DSI_API const char *dsi_status_name(dsi_status status);
 /* One English sentence for the code. */
 DSI_API const char *dsi_status_text(dsi_status status);
-/* The message of the last failed call on `handle` (a dsi_model, dsi_engine, dsi_session or
- * dsi_stream); with NULL, of the last failed call of this thread that had no handle yet (an open
- * that failed). Never NULL; "" if nothing failed. Valid until the next call on that handle (that
- * thread). */
+/* The message of the last failed call on `handle` (a dsi_model, dsi_engine, dsi_session, dsi_stream
+ * or dsi_adapter); with NULL, of the last failed call of this thread that had no handle yet (an
+ * open that failed). Never NULL; "" if nothing failed. Valid until the next call on that handle
+ * (that thread). */
 DSI_API const char *dsi_last_error(const void *handle);
 
 enum { DSI_LOG_ERROR = 0, DSI_LOG_WARN = 1, DSI_LOG_INFO = 2, DSI_LOG_DEBUG = 3 };
@@ -218,6 +220,53 @@ DSI_API dsi_status dsi_engine_open(dsi_model *model, const dsi_engine_options *o
                                    dsi_engine **engine);
 DSI_API void dsi_engine_close(dsi_engine *engine); /* NULL is allowed */
 
+/* ---- Adapters -----------------------------------------------------------------------------
+ * Threads: any; open waits for a running step. An adapter does not change after open.
+ * Owns: the caller closes it, after the sessions that use it or before: it then ends with the last
+ * of them.
+ * A low-rank adapter (LoRA) adds scale * B (A x) to the products of some weights of the model,
+ * which stays as it is, shared by all. Each session has one adapter or none, from its first token
+ * on; rows of different adapters, and of none, share a step. In exact mode a row's bits depend on
+ * its own context and adapter alone, and rows without one have the bits they have in an engine
+ * without adapters. With draft_tokens the MTP block drafts without adapters: drafts may be worse,
+ * answers are the same. */
+
+typedef struct dsi_adapter_options {
+    uint32_t struct_size;
+    float scale; /* times what the adapter's configuration says, -100 to 100; default 1 */
+} dsi_adapter_options;
+DSI_API void dsi_adapter_options_init(dsi_adapter_options *options);
+
+/* Opens a folder as PEFT's save_pretrained writes it (adapter_config.json of type LORA,
+ * adapter_model.safetensors of F32, F16 or BF16); the file is mapped, its values are read
+ * once, and B is kept transposed in memory.
+ * What may be adapted, of any layer: q_proj, k_proj, v_proj, o_proj, q_a_proj, q_b_proj,
+ * kv_a_proj_with_mqa, kv_b_proj, and gate_proj, up_proj, down_proj of dense layers and of shared
+ * experts; ranks up to 512. Everything else in the folder (routed experts, router, embeddings,
+ * head, norms, DoRA, biases, modules_to_save, ...) is refused by name. The first adapter, and one
+ * of a larger rank than those before, enlarges the room for a step: max_memory counts it. Errors,
+ * left for dsi_last_error(NULL): IO, FORMAT (damaged; a value that is not finite), MODEL (of
+ * another model), UNSUPPORTED, MEMORY_CAP, NOMEM, ARG, STATE. options may be NULL. */
+DSI_API dsi_status dsi_adapter_open(dsi_engine *engine, const char *path,
+                                    const dsi_adapter_options *options, dsi_adapter **adapter);
+DSI_API void dsi_adapter_close(dsi_adapter *adapter); /* NULL is allowed */
+
+typedef struct dsi_adapter_info {
+    uint32_t struct_size;
+    uint32_t max_rank;
+    uint32_t n_weights;  /* of the model that it changes */
+    uint32_t n_sessions; /* that use it now */
+    uint64_t n_bytes;    /* of A and B, as they lie in the file */
+    float scale;         /* the option */
+    uint32_t reserved;
+    const char *name; /* of its folder, "labour-office"; belongs to the adapter */
+    const char *path; /* as it was given to open; belongs to the adapter */
+    /* ends of the names of the weights that it changes, "q_proj, o_proj"; belongs to the adapter */
+    const char *targets;
+} dsi_adapter_info;
+/* Set info->struct_size = sizeof *info first. */
+DSI_API dsi_status dsi_adapter_get_info(const dsi_adapter *adapter, dsi_adapter_info *info);
+
 /* ---- 1 Generate ---------------------------------------------------------------------------
  * Threads: one at a time per session. */
 
@@ -362,6 +411,9 @@ typedef struct dsi_session_options {
     uint32_t logprobs;        /* 1: keep the log-probability of each sampled token; default 0 */
     uint32_t top_logprobs;    /* and of the n likeliest, at most 20; default 0 */
     uint32_t reserved;
+    /* What every token of the session is computed with; default NULL: the model alone. Held by the
+     * session and its forks until they are closed. */
+    dsi_adapter *adapter;
 } dsi_session_options;
 DSI_API void dsi_session_options_init(dsi_session_options *options);
 
@@ -395,8 +447,9 @@ DSI_API dsi_status dsi_engine_step(dsi_engine *engine, dsi_session *const *sessi
  * Errors: ARG (more than there are). */
 DSI_API dsi_status dsi_session_rewind(dsi_session *session, size_t n_tokens);
 
-/* A second session with the same tokens, options and sampler state. Full KV pages are shared until
- * both are closed; only the last, partial one is copied. Errors: NOMEM, CONTEXT (no free page). */
+/* A second session with the same tokens, options, adapter and sampler state. Full KV pages are
+ * shared until both are closed; only the last, partial one is copied. Errors: NOMEM, CONTEXT (no
+ * free page). */
 DSI_API dsi_status dsi_session_fork(dsi_session *session, dsi_session **copy);
 
 /* Ends the running call on this session, or the next one that computes, with DSI_E_CANCELLED:
@@ -421,8 +474,8 @@ DSI_API dsi_status dsi_session_logprobs(const dsi_session *session, float *logpr
  * `path` holds the old or the new state, never half. restore reads it back into an empty session of
  * the same model, activation type, kv_cache and kernels: all is checked before anything changes.
  * The options stay those of the session; with equal ones the answer goes on bit for bit. Errors:
- * IO, FORMAT (damaged), MODEL (of another model), STATE (of another kind of engine; not empty),
- * CONTEXT. */
+ * IO, FORMAT (damaged), MODEL (of another model or adapter), STATE (of another kind of engine; not
+ * empty), CONTEXT. */
 DSI_API dsi_status dsi_session_save(dsi_session *session, const char *path);
 DSI_API dsi_status dsi_session_restore(dsi_session *session, const char *path);
 
