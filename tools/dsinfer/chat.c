@@ -61,6 +61,7 @@ int chat_open_session(chat *c) {
     dsi_session_options options;
     dsi_session *session = NULL;
     cli_answer_options(&c->options, &options);
+    options.adapter = c->adapter;
     dsi_status status = dsi_session_open(c->engine, &options, &session);
     if (status != DSI_OK) return cli_fail(status, NULL, cli_tr("session", "会话"));
     dsi_session_close(c->session);
@@ -209,6 +210,7 @@ static int open_all(chat *c) {
     cli_engine_options(&c->options, &c->info, 0, &engine_options);
     c->context = engine_options.max_context;
     code = cli_open_engine(c->model, &engine_options, &c->engine);
+    if (code == CLI_OK) code = cli_open_adapter(&c->options, c->engine, &c->adapter);
     if (code == CLI_OK) code = chat_open_session(c);
     return code;
 }
@@ -241,6 +243,7 @@ int cli_chat(const cli_options *options) {
         chat_terminal_end();
     }
     dsi_session_close(c.session);
+    dsi_adapter_close(c.adapter);
     dsi_engine_close(c.engine);
     dsi_model_close(c.model);
     chat_talk_free(&c.talk);

@@ -25,6 +25,7 @@ typedef struct chat {
     cli_options options; /* a copy: /think and /load change it */
     dsi_model *model;
     dsi_engine *engine;
+    dsi_adapter *adapter; /* NULL: none */
     dsi_session *session;
     dsi_model_info info;
     uint32_t context; /* tokens the session can hold */

@@ -31,9 +31,9 @@ enum {
 enum { CLI_MAX_STOPS = 16, CLI_MAX_STOP_BYTES = 256 }; /* of dsi_session_options.stop */
 typedef struct cli_options {
     uint32_t command; /* CLI_RUN ..., 0: none given */
-    const char *model, *kernels, *lang, *system, *golden;
+    const char *model, *kernels, *lang, *system, *golden, *adapter;
     const char *to, *out, *keep, *text, *calibrate; /* of quantize */
-    const char *manifest, *write_manifest, *hash; /* hash: "sha256", "sm3", NULL: not given */
+    const char *manifest, *write_manifest, *hash;   /* hash: "sha256", "sm3", NULL: not given */
     const char *argument; /* the prompt, the text, or the command that help is wanted for */
     uint64_t max_memory, seed;
     uint32_t threads, chunk, context, activations, attention, mode, gemm, pin, weights, top_k;
@@ -222,6 +222,8 @@ void cli_engine_options(const cli_options *options, const dsi_model_info *info,
 int cli_plan(dsi_model *model, const dsi_engine_options *options, dsi_memory_plan *plan);
 /* Prints the memory plan, then opens. */
 int cli_open_engine(dsi_model *model, const dsi_engine_options *options, dsi_engine **engine);
+/* The adapter of --adapter, NULL without it; its size is said. */
+int cli_open_adapter(const cli_options *options, dsi_engine *engine, dsi_adapter **adapter);
 uint64_t cli_peak_memory(void); /* bytes of this process at its peak, 0 if unknown */
 
 /* ---- Manifests (manifest.c): digests of a model's files. */

@@ -139,6 +139,15 @@ static bool checkpoint_missing(const char *dir) {
            (not_there(weights) && shard_missing(dir, index));
 }
 
+/* The folder or one of its two files is not there. */
+static bool adapter_missing(const char *dir) {
+    char config[4096], weights[4096];
+    if (!join(config, dir, "adapter_config.json") ||
+        !join(weights, dir, "adapter_model.safetensors"))
+        return false;
+    return not_there(config) || not_there(weights);
+}
+
 /* The folder above the model's, or around a .gguf file, is a common slip: a model inside it is
  * named. */
 static void suggest_model(const char *path) {
@@ -266,6 +275,32 @@ int cli_open_engine(dsi_model *model, const dsi_engine_options *options, dsi_eng
     cli_progress_clear();
     if (status == DSI_OK) return CLI_OK;
     return engine_failed(status, NULL, cli_tr("engine", "引擎"), options);
+}
+
+int cli_open_adapter(const cli_options *options, dsi_engine *engine, dsi_adapter **adapter) {
+    dsi_adapter_info info = {.struct_size = sizeof info};
+    if (options->adapter == NULL) return CLI_OK;
+    dsi_status status = dsi_adapter_open(engine, options->adapter, NULL, adapter);
+    const char *what = cli_tr("adapter", "适配器");
+    if (status == DSI_E_IO && adapter_missing(options->adapter)) {
+        cli_fail(status, NULL, what);
+        return CLI_BAD_FILE;
+    }
+    if (status == DSI_E_MODEL) {
+        cli_json_note_name(dsi_status_name(status));
+        cli_error(cli_tr("adapter: %s", "适配器：与模型不符：%s"), dsi_last_error(NULL));
+        cli_hint(cli_tr("name the model that the adapter was trained on: -m DIR",
+                        "请用 -m 指定训练该适配器所用的模型"));
+        return CLI_BAD_FILE;
+    }
+    if (status != DSI_OK) return cli_fail(status, NULL, what);
+    status = dsi_adapter_get_info(*adapter, &info);
+    if (status != DSI_OK) return cli_fail(status, *adapter, what);
+    cli_say(cli_tr("adapter: %s, rank %u, %s weights (%s), %s",
+                   "适配器：%s，秩 %u，%s 个权重（%s），%s"),
+            cli_show(info.name).text, info.max_rank, cli_count_text(info.n_weights).text,
+            info.targets, cli_bytes_text(info.n_bytes).text);
+    return CLI_OK;
 }
 
 /* VmHWM, as ru_maxrss still counts the program that this process was before exec. */

@@ -55,14 +55,19 @@ static void print_json(const run_state *state) {
     cli_answer_json(&state->answer, state->load_seconds);
     fputs(", \"model\": ", stdout);
     cli_json_text(stdout, state->options->model, strlen(state->options->model));
+    if (state->options->adapter != NULL) {
+        fputs(", \"adapter\": ", stdout);
+        cli_json_text(stdout, state->options->adapter, strlen(state->options->adapter));
+    }
     printf(", \"seed\": %llu}\n", (unsigned long long)state->options->seed);
 }
 
-static int generate(run_state *state, dsi_engine *engine) {
+static int generate(run_state *state, dsi_engine *engine, dsi_adapter *adapter) {
     const cli_options *options = state->options;
     dsi_session_options session_options;
     dsi_session *session = NULL;
     cli_answer_options(options, &session_options);
+    session_options.adapter = adapter;
     dsi_status status = dsi_session_open(engine, &session_options, &session);
     if (status != DSI_OK) return cli_fail(status, NULL, cli_tr("session", "会话"));
     dsi_message messages[2];
@@ -87,19 +92,22 @@ static int answer(run_state *state) {
     int code = cli_open_model(options, &model, &info);
     if (code != CLI_OK) return code;
     dsi_engine *engine = NULL;
+    dsi_adapter *adapter = NULL;
     dsi_engine_options engine_options;
     cli_engine_options(options, &info, 0, &engine_options);
     code = cli_need_template(options, model, &info);
     if (code == CLI_OK) code = cli_open_engine(model, &engine_options, &engine);
+    if (code == CLI_OK) code = cli_open_adapter(options, engine, &adapter);
     state->load_seconds = dsi_sys_seconds() - start;
     state->answer.options = options;
     state->answer.model = model;
-    if (code == CLI_OK) code = generate(state, engine);
+    if (code == CLI_OK) code = generate(state, engine, adapter);
     if (code == CLI_OK && options->json) print_json(state);
     if (code == CLI_OK && !cli_stdout_broken()) {
         fflush(stdout);
         print_footer(state, engine);
     }
+    dsi_adapter_close(adapter);
     dsi_engine_close(engine);
     dsi_model_close(model);
     return code;

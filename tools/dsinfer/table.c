@@ -10,6 +10,8 @@ const cli_option cli_option_table[] = {
     {"model", 'm', CLI_TEXT, CLI_READS, 0, FIELD(model), 0, 0, "DIR", NULL,
      "folder or .gguf (tokenize: tokenizer.json too)",
      "模型目录或 .gguf（tokenize 可用 tokenizer.json）"},
+    {"adapter", 0, CLI_TEXT, CLI_ASKS, CLI_ANY, FIELD(adapter), 0, 0, "DIR", NULL,
+     "LoRA adapter (PEFT folder) of the model", "模型的 LoRA 适配器（PEFT 目录）"},
     {"system", 0, CLI_TEXT, CLI_ASKS, 0, FIELD(system), 0, 0, "TEXT", NULL, "system message",
      "系统消息"},
     {"think", 0, CLI_SET, CLI_ASKS, 0, FIELD(think), DSI_THINK_ON, 0, NULL, NULL,
