@@ -34,23 +34,11 @@ typedef struct walk {
 /* ---- Submitting ops ----------------------------------------------------------------------------
  */
 
-static const char *op_name(dsi_op_kind kind) {
-    switch (kind) {
-#define NAME(op, code)                                                                             \
-    case op:                                                                                       \
-        return &#op[sizeof "DSI_OP"]; /* behind "DSI_OP_" */
-        DSI_OP_LIST(NAME)
-#undef NAME
-    default:
-        return "?";
-    }
-}
-
 static dsi_status run_op(walk *w, const dsi_op *op) {
     dsi_engine *e = w->e;
     if (e->profile) dsi_profile_begin(e);
     dsi_status st = e->backend->op_run(e->stream, op, e->scratch.workspace, 0);
-    if (e->profile) dsi_profile_end(e, op, w->product ? w->product : op_name(op->kind));
+    if (e->profile) dsi_profile_end(e, op, w->product);
     w->product = NULL;
     return st;
 }

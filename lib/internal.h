@@ -298,6 +298,7 @@ typedef struct dsi_profile {
  * Between steps, under the engine's lock or before there are other threads. */
 void dsi_engine_profile(dsi_engine *engine, dsi_profile *profile);
 void dsi_profile_begin(dsi_engine *engine);
+/* name: NULL for that of the kind of op. */
 void dsi_profile_end(dsi_engine *engine, const dsi_op *op, const char *name);
 
 /* ---- Session

@@ -116,11 +116,23 @@ static dsi_profile_row *row_of(dsi_profile *p, const char *name) {
     return &p->rows[p->n_rows++];
 }
 
+static const char *op_name(dsi_op_kind kind) {
+    switch (kind) {
+#define NAME(op, code)                                                                             \
+    case op:                                                                                       \
+        return &#op[sizeof "DSI_OP"]; /* behind "DSI_OP_" */
+        DSI_OP_LIST(NAME)
+#undef NAME
+    default:
+        return "?";
+    }
+}
+
 void dsi_profile_end(dsi_engine *e, const dsi_op *op, const char *name) {
     double end = dsi_sys_seconds();
     dsi_profile *p = e->profile;
     dsi_dev_counters after = counters(e, true);
-    dsi_profile_row *row = row_of(p, name);
+    dsi_profile_row *row = row_of(p, name ? name : op_name(op->kind));
     row->n_calls++;
     row->n_bytes += op_bytes(e, op);
     row->n_meetings += after.n_meetings - p->before.n_meetings;
