@@ -301,8 +301,8 @@ static bool choose_shape(const bench_options *o, synth_shape *shape) {
         bench_say("unknown preset \"%s\"; there are %s", o->preset, synth_names());
         return false;
     }
-    if (o->gguf && (synth_is_dense(shape) || o->mtp || o->hollow)) {
-        bench_say("--gguf writes DeepSeek's shapes, without --mtp and --hollow; for %s leave it "
+    if (o->gguf && (synth_is_dense(shape) || shape->index_topk || o->mtp || o->hollow)) {
+        bench_say("--gguf writes DeepSeek's V3 and V2, without --mtp and --hollow; for %s leave it "
                   "out, or let dsinfer quantize make a GGUF of the folder",
                   o->preset);
         return false;

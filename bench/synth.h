@@ -20,6 +20,7 @@ typedef struct synth_shape {
     int64_t q_lora_rank, kv_lora_rank; /* q_lora_rank 0: q_proj */
     int64_t qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
     bool mtp; /* V3: behind the last layer, the block that drafts */
+    int64_t index_n_heads, index_head_dim, index_topk; /* V3.2's indexer; 0: there is none */
     /* Qwen2, Llama; a head has hidden_size / num_attention_heads columns */
     int64_t num_key_value_heads;
     const char *rope_theta, *rms_norm_eps; /* as config.json has them */

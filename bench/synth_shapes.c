@@ -93,7 +93,18 @@ static const synth_shape shapes[] = {
 };
 enum { N_SHAPES = sizeof shapes / sizeof shapes[0] };
 
+/* DeepSeek-V3.2 is V3 with an indexer in every layer. */
+static bool find_v32(const char *preset, synth_shape *shape) {
+    const bool slice = strcmp(preset, "v32-slice") == 0;
+    if (!slice && strcmp(preset, "v32") != 0) return false;
+    synth_find(slice ? "v3-slice" : "v3", shape);
+    shape->preset = preset;
+    shape->index_n_heads = 64, shape->index_head_dim = 128, shape->index_topk = 2048;
+    return true;
+}
+
 bool synth_find(const char *preset, synth_shape *shape) {
+    if (find_v32(preset, shape)) return true;
     for (size_t i = 0; i < N_SHAPES; i++) {
         if (strcmp(preset, shapes[i].preset) != 0) continue;
         *shape = shapes[i];
@@ -102,7 +113,9 @@ bool synth_find(const char *preset, synth_shape *shape) {
     return synth_find_dense(preset, shape);
 }
 
-const char *synth_names(void) { return "v3-slice, v3, v2-lite-half, tiny, " SYNTH_DENSE_NAMES; }
+const char *synth_names(void) {
+    return "v3-slice, v3, v32-slice, v32, v2-lite-half, tiny, " SYNTH_DENSE_NAMES;
+}
 
 bool synth_cut(synth_shape *s, uint32_t n_layers, uint32_t n_vocabulary, bool mtp) {
     if (n_layers > s->num_hidden_layers || n_vocabulary > s->vocab_size) return false;
@@ -232,6 +245,17 @@ void synth_add_mlp(synth_list *l, const synth_shape *s, const char *prefix, cons
     }
 }
 
+static void add_indexer(synth_list *l, const synth_shape *s, const char *prefix) {
+    const int64_t hidden = s->hidden_size, dim = s->index_head_dim;
+    synth_add_matrix(l, prefix, "self_attn.indexer.wq_b", s->index_n_heads * dim, s->q_lora_rank,
+                     1);
+    synth_add_matrix(l, prefix, "self_attn.indexer.wk", dim, hidden, 1);
+    synth_add(l, prefix, "self_attn.indexer.k_norm.weight", DSI_DTYPE_BF16, 0, dim, SYNTH_ONES);
+    synth_add(l, prefix, "self_attn.indexer.k_norm.bias", DSI_DTYPE_BF16, 0, dim, SYNTH_ZEROS);
+    synth_add_bf16(l, prefix, "self_attn.indexer.weights_proj.weight", s->index_n_heads, hidden,
+                   1 / sqrt((double)hidden));
+}
+
 static void add_attention(synth_list *l, const synth_shape *s, const char *prefix) {
     int64_t q_rows = s->num_attention_heads * (s->qk_nope_head_dim + s->qk_rope_head_dim);
     if (s->q_lora_rank) {
@@ -251,6 +275,7 @@ static void add_attention(synth_list *l, const synth_shape *s, const char *prefi
                      s->kv_lora_rank, 1);
     synth_add_matrix(l, prefix, "self_attn.o_proj", s->hidden_size,
                      s->num_attention_heads * s->v_head_dim, 0.3);
+    if (s->index_topk) add_indexer(l, s, prefix);
 }
 
 static void add_layer(synth_list *l, const synth_shape *s, int64_t layer) {
@@ -340,8 +365,17 @@ static void write_deepseek(FILE *file, const synth_shape *s) {
     const bool v3 = s->family == SYNTH_V3;
     const char *mscale = v3 ? "1.0" : "0.707";
     fprintf(file, "  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\",\n",
-            v3 ? "DeepseekV3ForCausalLM" : "DeepseekV2ForCausalLM",
-            v3 ? "deepseek_v3" : "deepseek_v2");
+            s->index_topk ? "DeepseekV32ForCausalLM"
+            : v3          ? "DeepseekV3ForCausalLM"
+                          : "DeepseekV2ForCausalLM",
+            s->index_topk ? "deepseek_v32"
+            : v3          ? "deepseek_v3"
+                          : "deepseek_v2");
+    if (s->index_topk) {
+        synth_write_number(file, "index_n_heads", s->index_n_heads);
+        synth_write_number(file, "index_head_dim", s->index_head_dim);
+        synth_write_number(file, "index_topk", s->index_topk);
+    }
     synth_write_number(file, "first_k_dense_replace", s->first_k_dense_replace);
     write_experts(file, s);
     synth_write_number(file, "num_key_value_heads", s->num_attention_heads);

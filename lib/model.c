@@ -315,7 +315,8 @@ dsi_status dsi_model_get_info(const dsi_model *model, dsi_model_info *info) {
     count n = count_weights(model);
     bool mla = c->arch->attention == DSI_ATTENTION_MLA;
     uint64_t kv_elements =
-        mla ? c->kv_lora_rank + c->qk_rope_head_dim : 2ull * c->n_kv_heads * c->head_dim;
+        mla ? c->kv_lora_rank + c->qk_rope_head_dim + c->index_head_dim /* 0 without an indexer */
+            : 2ull * c->n_kv_heads * c->head_dim;
     dsi_model_info all = {
         .struct_size = info->struct_size,
         .n_layers = c->n_layers,

@@ -71,22 +71,26 @@ static void test_every_form_opens_and_answers(void **state) {
     }
 }
 
-/* The published sizes of the R1-Distill models, to the parameter; holes in place of weights. */
-static void test_distills_have_their_published_sizes(void **state) {
+/* The published sizes of the models, to the parameter; holes in place of weights. */
+static void test_presets_have_their_published_sizes(void **state) {
     (void)state;
     static const struct {
         const char *name;
         uint64_t n_params, n_active; /* of the embeddings one row is read */
-    } distills[] = {
-        {"qwen-1.5b", 1777088000, 1543715840},  {"qwen-7b", 7615616512, 7070622720},
-        {"qwen-14b", 14770033664, 13991471104}, {"qwen-32b", 32763876352, 31985313792},
-        {"llama-8b", 8030261248, 7504928768},   {"llama-70b", 70553706496, 69503041536},
+    } presets[] = {
+        {"r1-distill-qwen-1.5b", 1777088000, 1543715840},
+        {"r1-distill-qwen-7b", 7615616512, 7070622720},
+        {"r1-distill-qwen-14b", 14770033664, 13991471104},
+        {"r1-distill-qwen-32b", 32763876352, 31985313792},
+        {"r1-distill-llama-8b", 8030261248, 7504928768},
+        {"r1-distill-llama-70b", 70553706496, 69503041536},
+        {"v3", 671026419200, 36625625600},
+        {"v32", 671877944064, 37477150464}, /* with 64 heads of an indexer */
     };
-    for (size_t i = 0; i < sizeof distills / sizeof distills[0]; i++) {
+    for (size_t i = 0; i < sizeof presets / sizeof presets[0]; i++) {
         char words[256], path[128];
-        snprintf(path, sizeof path, "%s/hollow-%s", folder, distills[i].name);
-        snprintf(words, sizeof words, "synth --hollow --preset r1-distill-%s --out %s",
-                 distills[i].name, path);
+        snprintf(path, sizeof path, "%s/hollow-%s", folder, presets[i].name);
+        snprintf(words, sizeof words, "synth --hollow --preset %s --out %s", presets[i].name, path);
         cli_result r = bench(0, words);
         if (r.code != 0) fail_msg("%s: exit code %d: %s", words, r.code, r.err);
         cli_result_free(&r);
@@ -95,8 +99,8 @@ static void test_distills_have_their_published_sizes(void **state) {
         if (dsi_model_open(path, NULL, &model) != DSI_OK)
             fail_msg("%s: %s", path, dsi_last_error(NULL));
         assert_int_equal(dsi_model_get_info(model, &info), DSI_OK);
-        assert_int_equal(info.n_params_total, distills[i].n_params);
-        assert_int_equal(info.n_params_active, distills[i].n_active);
+        assert_int_equal(info.n_params_total, presets[i].n_params);
+        assert_int_equal(info.n_params_active, presets[i].n_active);
         dsi_model_close(model);
     }
 }
@@ -345,7 +349,7 @@ static void test_mistakes(void **state) {
         {"limits --threads 1025", 2, "--threads is 1025; it may be 1 to 1024"},
         {"limits --bogus", 2, "bogus"},
         {"synth", 2, "needs --out"},
-        {"synth --out x --preset no", 2, "there are v3-slice, v3, v2-lite-half, tiny"},
+        {"synth --out x --preset no", 2, "there are v3-slice, v3, v32-slice, v32, v2-lite-half"},
         {"synth --out x --dtype no", 2, "there are fp8, bf16, int8"},
         {"synth --out x --gguf no", 2, "there are q8_0, q4_0, q4_k, bf16"},
         {"synth --out x --seed -1", 2, "--seed is \"-1\""},
@@ -433,7 +437,7 @@ int main(void) {
     temp_folder(folder);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_form_opens_and_answers),
-        cmocka_unit_test(test_distills_have_their_published_sizes),
+        cmocka_unit_test(test_presets_have_their_published_sizes),
         cmocka_unit_test(test_cut_presets_run),
         cmocka_unit_test(test_same_seed_same_bytes_whatever_the_threads),
         cmocka_unit_test(test_the_reader_decodes_as_gguf_py_does),
