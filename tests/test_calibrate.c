@@ -8,8 +8,8 @@
 #include "../tools/dsinfer/quantize_feedback.inc"
 #include <math.h>
 
-static const quantize_search plain_vectors = {symmetric, q4_k,       put_q4_k, aim,
-                                              settle,    accumulate, dots};
+static const quantize_search plain_vectors = {symmetric, put_i4, q4_k,       put_q4_k,
+                                              aim,       settle, accumulate, dots};
 
 /* ---- One column after the other -------------------------------------------------------------- */
 

@@ -6,7 +6,7 @@
 #include <deepseek/dsinfer.h>
 #include <math.h>
 
-static const char ODD[] = "tests/data/golden/v3-odd";
+static const char ODD[] = "tests/data/golden/v3-odd", V32[] = "tests/data/golden/v32";
 
 /* ---- Numbers -------------------------------------------------------------------------------- */
 
@@ -114,6 +114,10 @@ static void test_numbers(void **state) {
             must_make(models[m], forms[i], out, i >= 2 ? kept : nothing);
             assert_true(compare_models(models[m], out) > 10);
         }
+    /* V3.2's indexer stays as it is */
+    under_root(out, "v32");
+    must_make(V32, "int4", out, kept);
+    assert_true(compare_models(V32, out) > 10);
     /* four bits leave attention unless they are told otherwise */
     under_root(out, "kept");
     must_make(TINY, "int4", out, nothing);

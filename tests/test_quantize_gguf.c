@@ -11,8 +11,8 @@
 #include <deepseek/dsinfer.h>
 #include <math.h>
 
-static const quantize_search plain_vectors = {symmetric, q4_k,       put_q4_k, aim,
-                                              settle,    accumulate, dots};
+static const quantize_search plain_vectors = {symmetric, put_i4, q4_k,       put_q4_k,
+                                              aim,       settle, accumulate, dots};
 static const char *const keep_all[2] = {"--keep", "weight"};
 
 /* ---- A file and its numbers ----------------------------------------------------------------- */

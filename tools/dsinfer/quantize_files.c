@@ -391,7 +391,8 @@ static int copy_small_files(const quantize_plan *plan, const quantize_output *ou
 
 /* The list of modules that are left plain, as JSON strings. */
 static void ignored(const quantize_plan *plan, char list[512]) {
-    size_t n = (size_t)snprintf(list, 512, "\"lm_head\", \"re:.*mlp.gate$\"");
+    const char *indexer = plan->config->arch->indexer ? ", \"re:.*indexer.*\"" : "";
+    size_t n = (size_t)snprintf(list, 512, "\"lm_head\", \"re:.*mlp.gate$\"%s", indexer);
     if (!plan->keep) return;
     n += (size_t)snprintf(list + n, 512 - n, ", \"re:.*");
     for (const char *c = plan->keep; *c && n < 480; c++) {

@@ -51,11 +51,12 @@ static bool ends_with(const char *text, const char *tail) {
     return n >= m && strcmp(text + n - m, tail) == 0;
 }
 
-/* The matrices of the layers, those of MTP blocks too; not their eh_proj, router and embeddings. */
+/* The matrices of the layers, those of MTP blocks too; not their eh_proj, router and embeddings,
+ * and not V3.2's indexer, which is small and decides what is read. */
 static bool is_matrix(const dsi_file_tensor *t) {
     return t->n_dims == 2 && strncmp(t->name, "model.layers.", 13) == 0 &&
            (ends_with(t->name, "_proj.weight") || ends_with(t->name, "_with_mqa.weight")) &&
-           !ends_with(t->name, ".eh_proj.weight");
+           !ends_with(t->name, ".eh_proj.weight") && !strstr(t->name, ".indexer.");
 }
 
 static bool is_plain(dsi_dtype dtype) {

@@ -133,19 +133,14 @@ void quantize_put4(const int8_t *codes, int64_t first, int64_t n, uint8_t *row) 
     }
 }
 
-/* Columns [c, c + n) of a row with one scale, in pieces that the sums of f32 are good for. */
-static void put_columns(const quantize_form *f, const float *row, int64_t c, int64_t n, float scale,
-                        uint8_t *to, double error[2]) {
-    int8_t codes[QUANTIZE_BLOCK];
+/* Eight bits: columns [c, c + n) of a row with one scale, in pieces that the sums of f32 are good
+ * for. */
+static void put_columns(const float *row, int64_t c, int64_t n, float scale, uint8_t *to,
+                        double error[2]) {
     for (int64_t i = 0; i < n; i += QUANTIZE_BLOCK) {
         const int64_t piece = dsi_min_i64(QUANTIZE_BLOCK, n - i);
         const float *x = row + c + i;
-        if (f->dtype == DSI_DTYPE_I4) {
-            error[0] += (double)encode(x, piece, scale, 7, codes);
-            quantize_put4(codes, c + i, piece, to);
-        } else {
-            error[0] += (double)encode(x, piece, scale, 127, (int8_t *)to + c + i);
-        }
+        error[0] += (double)encode(x, piece, scale, 127, (int8_t *)to + c + i);
         error[1] += (double)squares(x, piece);
     }
 }
@@ -183,7 +178,7 @@ static void rows_of_eight_bits(const quantize_form *form, const float *x, int64_
             const float scale = scale_of(form, x + r * k, rows, k, c, columns);
             quantize_put_scale(form->scale_dtype, scale, scales, i_scale);
             for (int64_t i = r; i < r + rows; i++)
-                put_columns(form, x + i * k, c, columns, scale, codes + i * k, error);
+                put_columns(x + i * k, c, columns, scale, codes + i * k, error);
         }
 }
 
@@ -201,10 +196,12 @@ void quantize_rows(const quantize_plan *plan, const float *x, int64_t n, int64_t
     for (int64_t c = 0; c < k; c += group) {
         find_scales(plan, x, n, k, c, scale);
         for (int64_t r = 0; r < n; r++) {
+            float sums[2];
             quantize_put_scale(form->scale_dtype, scale[r], scales,
                                r * dsi_ceil_div(k, group) + c / group);
-            put_columns(form, x + r * k, c, dsi_min_i64(group, k - c), scale[r],
-                        codes + r * row_bytes, error);
+            plan->search->put_i4(x + r * k + c, dsi_min_i64(group, k - c), scale[r],
+                                 codes + r * row_bytes + c / 2, sums);
+            for (int i = 0; i < 2; i++) error[i] += (double)sums[i];
         }
     }
 }

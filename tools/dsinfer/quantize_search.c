@@ -6,8 +6,8 @@
 
 #include "../../kernels/kernels.h"
 
-const quantize_search quantize_search_plain = {symmetric, q4_k,       put_q4_k, aim,
-                                               settle,    accumulate, dots};
+const quantize_search quantize_search_plain = {symmetric, put_i4, q4_k,       put_q4_k,
+                                               aim,       settle, accumulate, dots};
 
 const quantize_search *quantize_search_best(void) {
 #if defined(__x86_64__)

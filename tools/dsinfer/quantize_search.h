@@ -59,6 +59,9 @@ typedef struct quantize_products {
 typedef struct quantize_search {
     /* Scales for codes from -8 to 7; bf16: they are stored so, and rounded so here. */
     void (*symmetric)(const quantize_lanes *rows, int bf16, float scale[QUANTIZE_LANES]);
+    /* n codes of such a scale, two a byte; sums[0]: the squares of what they lose, sums[1]: of x.
+     */
+    void (*put_i4)(const float *x, int64_t n, float scale, uint8_t *to, float sums[2]);
     /* Two blocks: lanes 0 to 7 are the runs of the first, 8 to 15 of the second. */
     void (*q4_k)(const quantize_lanes *rows, quantize_q4_k blocks[Q4_K_PAIR]);
     /* The 128 bytes of codes of a block; returns the sum of squares of what they lose. */

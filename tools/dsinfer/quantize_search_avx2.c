@@ -3,5 +3,5 @@
 
 #include "quantize_feedback.inc"
 
-const quantize_search quantize_search_avx2 = {symmetric, q4_k,       put_q4_k, aim,
-                                              settle,    accumulate, dots};
+const quantize_search quantize_search_avx2 = {symmetric, put_i4, q4_k,       put_q4_k,
+                                              aim,       settle, accumulate, dots};
