@@ -19,6 +19,10 @@ DSI_INLINE uint64_t u64_at(const uint8_t *at) {
 }
 DSI_INLINE __m128i load_16(const uint8_t *at) { return _mm_loadu_si128((const __m128i_u *)at); }
 DSI_INLINE __m256i load_32(const uint8_t *at) { return _mm256_loadu_si256((const __m256i_u *)at); }
+/* Four times 8 bytes. */
+DSI_INLINE __m256i points_8(uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
+    return _mm256_set_epi64x((long long)d, (long long)c, (long long)b, (long long)a);
+}
 DSI_INLINE void put_32(int8_t *q, __m256i v) { _mm256_store_si256((__m256i *)(void *)q, v); }
 
 /* The low halves of 16 bytes, then the high ones. */
@@ -67,16 +71,32 @@ DSI_INLINE __m256 small_heads(const uint8_t *b, int bytes) {
     return _mm256_cvtph_ps(_mm_set_epi64x((long long)v[1], (long long)v[0]));
 }
 
+/* The two f16 at the start of 8 blocks: the scale, and what is added to the product. */
+DSI_INLINE void small_heads_2(const uint8_t *b, int bytes, float scale[8], float min[8]) {
+    uint64_t v[4];
+    DSI_UNROLL
+    for (int i = 0; i < 4; i++)
+        v[i] = u32_at(b + 2 * i * bytes) | (uint64_t)u32_at(b + (2 * i + 1) * bytes) << 32;
+    const __m256i both = points_8(v[0], v[1], v[2], v[3]);
+    __m256i halves = _mm256_packus_epi32(_mm256_and_si256(both, _mm256_set1_epi32(0xFFFF)),
+                                         _mm256_srli_epi32(both, 16));
+    halves = _mm256_permute4x64_epi64(halves, 0xD8);
+    const __m256 less = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
+    _mm256_storeu_ps(scale, _mm256_cvtph_ps(_mm256_castsi256_si128(halves)));
+    _mm256_storeu_ps(min, _mm256_xor_ps(less, _mm256_set1_ps(-0.0f)));
+}
+
 DSI_INLINE void read_small(dsi_dtype dtype, const uint8_t *b, int bytes, int n,
                            dsi_block_parts *p) {
     const bool has_min = dtype == DSI_DTYPE_Q4_1 || dtype == DSI_DTYPE_Q5_1;
-    const __m256 sign = _mm256_set1_ps(-0.0f);
     if (n == 8 && dtype != DSI_DTYPE_MXFP4) {
         DSI_UNROLL
         for (int i = 0; i < 8; i++)
             put_32(p->q + 32 * i, small_numbers(dtype, b + i * bytes, bytes));
-        _mm256_storeu_ps(p->scale, small_heads(b, bytes));
-        if (has_min) _mm256_storeu_ps(p->min, _mm256_xor_ps(small_heads(b + 2, bytes), sign));
+        if (has_min)
+            small_heads_2(b, bytes, p->scale, p->min);
+        else
+            _mm256_storeu_ps(p->scale, small_heads(b, bytes));
         return;
     }
     for (int i = 0; i < n; i++, b += bytes) {
@@ -241,24 +261,36 @@ static void read_iq4_xs(const uint8_t *b, int n, dsi_block_parts *p) {
 
 /* ---- 256 values on grids --------------------------------------------------------------------- */
 
-DSI_INLINE __m256i points_8(uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
-    return _mm256_set_epi64x((long long)d, (long long)c, (long long)b, (long long)a);
-}
-DSI_INLINE uint64_t pair(uint32_t first, uint32_t second) { return first | (uint64_t)second << 32; }
 DSI_INLINE void put_signed(int8_t *q, __m256i points, uint32_t signs) {
     const __m256i negative = spread(signs);
     put_32(q, _mm256_sub_epi8(_mm256_xor_si256(points, negative), negative));
 }
-/* Four bytes of seven signs each, the eighth making their number even. */
-DSI_INLINE uint32_t even_signs(uint32_t seven) {
-    uint32_t odd = seven ^ seven >> 4; /* what comes from the next byte stays above bit 3 */
-    odd ^= odd >> 2;
-    odd ^= odd >> 1;
-    return seven | (odd & 0x01010101u) << 7;
+/* Bytes of seven signs each, the eighth making their number even. */
+DSI_INLINE __m256i even_signs(__m256i seven) {
+    /* What comes from the next byte stays above bit 3. */
+    __m256i odd = _mm256_xor_si256(seven, _mm256_srli_epi32(seven, 4));
+    odd = _mm256_xor_si256(odd, _mm256_srli_epi32(odd, 2));
+    odd = _mm256_xor_si256(odd, _mm256_srli_epi32(odd, 1));
+    odd = _mm256_slli_epi32(_mm256_and_si256(odd, _mm256_set1_epi8(1)), 7);
+    return _mm256_or_si256(seven, odd);
 }
-/* 4 x 7 bits side by side, in a byte each. */
-DSI_INLINE uint32_t sevens(uint32_t x) {
-    return (x & 0x7F) | (x & 0x3F80) << 1 | (x & 0x1FC000) << 2 | (x & 0xFE00000) << 3;
+DSI_INLINE __m256i field(__m256i x, int mask, int left) {
+    return _mm256_slli_epi32(_mm256_and_si256(x, _mm256_set1_epi32(mask)), left);
+}
+/* Words of 4 x 7 bits and a scale above: the signs of 8 groups, and d * (0.5 + scale) * factor. */
+DSI_INLINE void signs_and_scales(__m256i words, float d, float factor, uint32_t signs[8],
+                                 float scale[8]) {
+    __m256i seven = _mm256_or_si256(field(words, 0x7F, 0), field(words, 0x3F80, 1));
+    seven = _mm256_or_si256(seven,
+                            _mm256_or_si256(field(words, 0x1FC000, 2), field(words, 0xFE00000, 3)));
+    _mm256_storeu_si256((__m256i_u *)signs, even_signs(seven));
+    __m256 s = _mm256_cvtepi32_ps(_mm256_srli_epi32(words, 28));
+    s = _mm256_mul_ps(_mm256_set1_ps(d), _mm256_add_ps(_mm256_set1_ps(0.5f), s));
+    _mm256_storeu_ps(scale, _mm256_mul_ps(s, _mm256_set1_ps(factor)));
+}
+/* Points of 4 values; a gather is slower on AMD's processors. */
+DSI_INLINE uint64_t pair(const uint32_t *grid, uint32_t first, uint32_t second) {
+    return grid[first] | (uint64_t)grid[second] << 32;
 }
 /* d times (0.5 + s) times factor, s the 16 halves of 8 bytes. */
 DSI_INLINE void scales_half(const uint8_t *b, float d, float factor, dsi_block_parts *p) {
@@ -276,29 +308,35 @@ DSI_INLINE void scales_half(const uint8_t *b, float d, float factor, dsi_block_p
 
 static void read_iq2_xxs(const uint8_t *b, int n, dsi_block_parts *p) {
     (void)n;
-    const float d = half_at(b);
+    const uint64_t *grid = dsi_grid_iq2_xxs;
+    uint32_t signs[8];
+    /* Four points, then a word; eight times. */
+    const __m256 low = _mm256_castsi256_ps(load_32(b + 2)),
+                 high = _mm256_castsi256_ps(load_32(b + 34));
+    const __m256i words = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xDD));
+    signs_and_scales(_mm256_permute4x64_epi64(words, 0xD8), half_at(b), 0.25f, signs, p->scale);
     for (int g = 0; g < 8; g++) {
         const uint8_t *at = b + 2 + 8 * g;
-        const uint32_t signs = u32_at(at + 4);
-        p->scale[g] = d * (0.5f + (float)(signs >> 28)) * 0.25f;
-        put_signed(p->q + 32 * g,
-                   points_8(dsi_grid_iq2_xxs[at[0]], dsi_grid_iq2_xxs[at[1]],
-                            dsi_grid_iq2_xxs[at[2]], dsi_grid_iq2_xxs[at[3]]),
-                   even_signs(sevens(signs)));
+        put_signed(p->q + 32 * g, points_8(grid[at[0]], grid[at[1]], grid[at[2]], grid[at[3]]),
+                   signs[g]);
     }
 }
 
 static void read_iq2_xs(const uint8_t *b, int n, dsi_block_parts *p) {
     (void)n;
+    const uint64_t *grid = dsi_grid_iq2_xs;
+    uint32_t signs[8];
+    __m256i seven = _mm256_packus_epi16(_mm256_srli_epi16(load_32(b + 2), 9),
+                                        _mm256_srli_epi16(load_32(b + 34), 9));
+    seven = even_signs(_mm256_permute4x64_epi64(seven, 0xD8));
+    _mm256_storeu_si256((__m256i_u *)signs, seven);
     scales_half(b + 66, half_at(b), 0.25f, p);
     for (int g = 0; g < 8; g++) {
         const uint64_t codes = u64_at(b + 2 + 8 * g);
-        uint64_t signs = codes >> 9 & 0x007F007F007F007Fu;
-        signs |= signs >> 8;
         put_signed(p->q + 32 * g,
-                   points_8(dsi_grid_iq2_xs[codes & 511], dsi_grid_iq2_xs[codes >> 16 & 511],
-                            dsi_grid_iq2_xs[codes >> 32 & 511], dsi_grid_iq2_xs[codes >> 48 & 511]),
-                   even_signs((uint32_t)(signs & 0xFFFF) | (uint32_t)(signs >> 32) << 16));
+                   points_8(grid[codes & 511], grid[codes >> 16 & 511], grid[codes >> 32 & 511],
+                            grid[codes >> 48 & 511]),
+                   signs[g]);
     }
 }
 
@@ -320,15 +358,14 @@ static void read_iq2_s(const uint8_t *b, int n, dsi_block_parts *p) {
 static void read_iq3_xxs(const uint8_t *b, int n, dsi_block_parts *p) {
     (void)n;
     const uint32_t *grid = dsi_grid_iq3_xxs;
-    const float d = half_at(b);
-    const uint8_t *qs = b + 2;
-    for (int g = 0; g < 8; g++, qs += 8) {
-        const uint32_t signs = u32_at(b + 66 + 4 * g);
-        p->scale[g] = d * (0.5f + (float)(signs >> 28)) * 0.5f;
+    uint32_t signs[8];
+    signs_and_scales(load_32(b + 66), half_at(b), 0.5f, signs, p->scale);
+    for (int g = 0; g < 8; g++) {
+        const uint8_t *q = b + 2 + 8 * g;
         put_signed(p->q + 32 * g,
-                   points_8(pair(grid[qs[0]], grid[qs[1]]), pair(grid[qs[2]], grid[qs[3]]),
-                            pair(grid[qs[4]], grid[qs[5]]), pair(grid[qs[6]], grid[qs[7]])),
-                   even_signs(sevens(signs)));
+                   points_8(pair(grid, q[0], q[1]), pair(grid, q[2], q[3]), pair(grid, q[4], q[5]),
+                            pair(grid, q[6], q[7])),
+                   signs[g]);
     }
 }
 
@@ -336,15 +373,15 @@ static void read_iq3_s(const uint8_t *b, int n, dsi_block_parts *p) {
     (void)n;
     const uint32_t *grid = dsi_grid_iq3_s;
     const float d = half_at(b);
-    const uint8_t *qs = b + 2, *qh = b + 66, *signs = b + 74, *scales = b + 106;
-    for (int g = 0; g < 8; g++, qs += 8) {
+    const uint8_t *q = b + 2, *qh = b + 66, *signs = b + 74, *scales = b + 106;
+    for (int g = 0; g < 8; g++, q += 8) {
         const uint32_t h = qh[g];
         p->scale[g] = d * (float)(1 + 2 * (scales[g / 2] >> g % 2 * 4 & 15));
         put_signed(p->q + 32 * g,
-                   points_8(pair(grid[qs[0] | (h << 8 & 256)], grid[qs[1] | (h << 7 & 256)]),
-                            pair(grid[qs[2] | (h << 6 & 256)], grid[qs[3] | (h << 5 & 256)]),
-                            pair(grid[qs[4] | (h << 4 & 256)], grid[qs[5] | (h << 3 & 256)]),
-                            pair(grid[qs[6] | (h << 2 & 256)], grid[qs[7] | (h << 1 & 256)])),
+                   points_8(pair(grid, q[0] | (h << 8 & 256), q[1] | (h << 7 & 256)),
+                            pair(grid, q[2] | (h << 6 & 256), q[3] | (h << 5 & 256)),
+                            pair(grid, q[4] | (h << 4 & 256), q[5] | (h << 3 & 256)),
+                            pair(grid, q[6] | (h << 2 & 256), q[7] | (h << 1 & 256))),
                    u32_at(signs + 4 * g));
     }
 }
@@ -375,14 +412,21 @@ static void read_iq1_m(const uint8_t *b, int n, dsi_block_parts *p) {
     const uint64_t *grid = dsi_grid_iq1_s, scales = u64_at(b + 48);
     const uint32_t half = (uint32_t)((scales >> 12 & 15) | (scales >> 24 & 0xF0) |
                                      (scales >> 36 & 0xF00) | (scales >> 48 & 0xF000));
-    const float d = _cvtsh_ss((uint16_t)half);
+    const __m256 d = _mm256_set1_ps(_cvtsh_ss((uint16_t)half));
+    const __m256i right = _mm256_setr_epi32(0, 3, 6, 9, 16, 19, 22, 25);
+    const __m256i each = _mm256_setr_epi64x(0x8, 0x80, 0x800, 0x8000);
     const uint8_t *qs = b, *qh = b + 32;
-    for (int g = 0; g < 16; g++)
-        p->scale[g] = d * (float)(2 * (scales >> (g / 4 * 16 + g % 4 * 3) & 7) + 1) * 0.125f;
+    for (int i = 0; i < 2; i++) {
+        __m256i s = _mm256_srlv_epi32(_mm256_set1_epi32((int)u32_at(b + 48 + 4 * i)), right);
+        s = _mm256_slli_epi32(_mm256_and_si256(s, _mm256_set1_epi32(7)), 1);
+        const __m256 odd = _mm256_cvtepi32_ps(_mm256_or_si256(s, _mm256_set1_epi32(1)));
+        _mm256_storeu_ps(p->scale + 8 * i,
+                         _mm256_mul_ps(_mm256_mul_ps(d, odd), _mm256_set1_ps(0.125f)));
+    }
     for (int g = 0; g < 8; g++, qs += 4, qh += 2) {
         const uint32_t h = qh[0] | (uint32_t)qh[1] << 8;
-        const __m256i down = _mm256_setr_epi64x(h & 0x8 ? -1 : 0, h & 0x80 ? -1 : 0,
-                                                h & 0x800 ? -1 : 0, h & 0x8000 ? -1 : 0);
+        __m256i down = _mm256_and_si256(_mm256_set1_epi64x((long long)h), each);
+        down = _mm256_cmpeq_epi64(down, each);
         put_eighths(p->q + 32 * g,
                     points_8(grid[qs[0] | (h << 8 & 0x700)], grid[qs[1] | (h << 4 & 0x700)],
                              grid[qs[2] | (h & 0x700)], grid[qs[3] | (h >> 4 & 0x700)]),

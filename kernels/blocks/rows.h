@@ -88,43 +88,58 @@ DSI_INLINE void dsi_rows_tile_rows(const dsi_block_parts parts[DSI_TILE_N], cons
         dsi_rows_tile(parts, t->x, k, columns, DSI_TILE_M, x, group, has_min, t->total);
 }
 
-/* Weight rows n to n + 3 against activation rows [i0, i1), at most DSI_PARTS_M. */
-DSI_INLINE void dsi_rows_direct(const dsi_matmul_args *a, const dsi_parts_type *type, int64_t n,
-                                int64_t i0, int64_t i1, dsi_dtype x, int group, bool has_min) {
-    _Alignas(64) float total[DSI_PARTS_TILES * DSI_TILE_FLOATS];
-    dsi_block_parts parts[DSI_TILE_N];
+/* Activation rows [i0, i1) of a call, at most DSI_PARTS_M, and their totals. */
+typedef struct dsi_rows_some {
+    int64_t i0, i1, tiles;
     dsi_tile tile[DSI_PARTS_TILES];
-    const int64_t w_bytes = dsi_row_bytes(a->w_dtype, a->w_stride);
-    const int64_t tiles = (i1 - i0 + DSI_TILE_M - 1) / DSI_TILE_M;
-    uintptr_t ahead = (uintptr_t)a->w + (uintptr_t)((n + DSI_TILE_N) * w_bytes);
-    memset(total, 0, (size_t)(tiles * DSI_TILE_FLOATS) * sizeof *total);
-    for (int64_t j = 0; j < tiles; j++) {
-        tile[j].total = total + j * DSI_TILE_FLOATS;
-        dsi_tile_set_x(&tile[j], a, i0 + j * DSI_TILE_M, 0, x);
+    _Alignas(64) float total[DSI_PARTS_TILES * DSI_TILE_FLOATS];
+} dsi_rows_some;
+
+DSI_INLINE void dsi_rows_set(dsi_rows_some *s, const dsi_matmul_args *a, int64_t i0, dsi_dtype x) {
+    s->i0 = i0, s->i1 = dsi_min(a->m, i0 + DSI_PARTS_M);
+    s->tiles = (s->i1 - i0 + DSI_TILE_M - 1) / DSI_TILE_M;
+    for (int64_t j = 0; j < s->tiles; j++) {
+        s->tile[j].total = s->total + j * DSI_TILE_FLOATS;
+        dsi_tile_set_x(&s->tile[j], a, i0 + j * DSI_TILE_M, 0, x);
     }
+}
+
+/* Weight rows n to n + 3. */
+DSI_INLINE void dsi_rows_direct(const dsi_matmul_args *a, const dsi_parts_type *type,
+                                dsi_rows_some *s, int64_t n, dsi_dtype x, int group, bool has_min) {
+    dsi_block_parts parts[DSI_TILE_N];
+    const int64_t w_bytes = dsi_row_bytes(a->w_dtype, a->w_stride), m = s->i1 - s->i0;
+    uintptr_t ahead = (uintptr_t)a->w + (uintptr_t)((n + DSI_TILE_N) * w_bytes);
+    if (m == 1) /* the others are not used */
+        memset(s->total, 0, DSI_TILE_N * DSI_LANES * sizeof *s->total);
+    else
+        memset(s->total, 0, (size_t)(s->tiles * DSI_TILE_FLOATS) * sizeof *s->total);
     for (int64_t k = 0; k < a->k; k += DSI_BLOCK_VALUES_MAX) {
         const int64_t columns = dsi_min(DSI_BLOCK_VALUES_MAX, a->k - k);
-        const int64_t bytes = DSI_TILE_N * type->bytes;
+        const int64_t bytes = DSI_TILE_N * (columns / type->shape.values) * type->shape.bytes;
         /* In the order of memory, four rows ahead. */
         for (int64_t b = 0; b < bytes; b += 64)
             _mm_prefetch((const char *)(ahead + (uintptr_t)b), _MM_HINT_T0);
         ahead += (uintptr_t)bytes;
         for (int64_t r = 0; r < DSI_TILE_N; r++)
             dsi_parts_read(type, a->w + dsi_min(n + r, a->n1 - 1) * w_bytes, k, columns, &parts[r]);
-        for (int64_t j = 0; j < tiles; j++)
-            dsi_rows_tile_rows(parts, &tile[j], k, columns, i1 - i0 - j * DSI_TILE_M, x, group,
+        for (int64_t j = 0; j < s->tiles; j++)
+            dsi_rows_tile_rows(parts, &s->tile[j], k, columns, m - j * DSI_TILE_M, x, group,
                                has_min);
     }
-    for (int64_t j = 0; j < tiles; j++)
-        dsi_tile_finish(a, total + j * DSI_TILE_FLOATS, i0 + j * DSI_TILE_M,
-                        dsi_min(DSI_TILE_M, i1 - i0 - j * DSI_TILE_M), n);
+    for (int64_t j = 0; j < s->tiles; j++)
+        dsi_tile_finish(a, s->tile[j].total, s->i0 + j * DSI_TILE_M,
+                        dsi_min(DSI_TILE_M, m - j * DSI_TILE_M), n);
 }
 
 DSI_INLINE void dsi_rows_all(const dsi_matmul_args *a, const dsi_parts_type *type, dsi_dtype x,
                              int group, bool has_min) {
-    for (int64_t n = a->n0; n < a->n1; n += DSI_TILE_N)
-        for (int64_t i = 0; i < a->m; i += DSI_PARTS_M)
-            dsi_rows_direct(a, type, n, i, dsi_min(a->m, i + DSI_PARTS_M), x, group, has_min);
+    dsi_rows_some s;
+    for (int64_t i = 0; i < a->m; i += DSI_PARTS_M) {
+        dsi_rows_set(&s, a, i, x);
+        for (int64_t n = a->n0; n < a->n1; n += DSI_TILE_N)
+            dsi_rows_direct(a, type, &s, n, x, group, has_min);
+    }
 }
 
 /* As dsi_panel_decode. */

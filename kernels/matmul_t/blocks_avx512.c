@@ -4,5 +4,5 @@
 #include "../blocks/rows_t.h"
 
 void dsi_matmul_t_blocks__avx512(const dsi_matmul_t_args *args) {
-    dsi_rows_matmul_t(args, dsi_decode_blocks__avx512);
+    dsi_rows_matmul_t(args);
 }

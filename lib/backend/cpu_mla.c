@@ -3,6 +3,7 @@
  * latents are read (cpu_mla_attend.c); and expanded, where keys and values are made once for many
  * rows (cpu_mla_expand.c). Here are the products with W_UK and W_UV of the absorbed form. */
 #include "cpu_low_rank.h"
+#include "cpu_tasks.h"
 
 enum { ROWS_AT_ONCE = 64 }; /* rows of one tile in the absorbing products */
 
@@ -86,7 +87,7 @@ static void absorb_from_kv_b(const dsi_cpu_run *run, const mla_shape *s, float *
     if (head + 1 < s->n_heads) {
         const dsi_tensor *w = run->op->in[1];
         a.next = dsi_cpu_at(w, a.n0 + s->head_rows, 0);
-        a.next_bytes = s->nope * w->stride[1] * dsi_dtype_bytes(w->dtype);
+        a.next_bytes = s->nope * dsi_cpu_row_bytes(w);
     }
     dsi_cpu_matmul_t(run->dev, run->op->in[1], &a)(&a);
 }
