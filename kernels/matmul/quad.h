@@ -49,8 +49,23 @@ DSI_INLINE const uint8_t *dsi_quad_x_row(const dsi_matmul_args *a, int64_t i) {
     return (const uint8_t *)a->x + (a->x_rows ? a->x_rows[i] : i) * a->x_stride * 2;
 }
 
-/* Lane r: the multiplier of weight row n + r in block b; the last row's beyond it. */
-DSI_INLINE __m512 dsi_quad_scale(const dsi_matmul_args *a, int64_t n, int64_t b) {
+DSI_INLINE bool dsi_quad_is_scaled(dsi_dtype w) { return w != DSI_DTYPE_BF16; }
+
+/* Of I8: a multiplier for a row, or for group_n rows, of a block or of all columns. */
+DSI_INLINE __m512 dsi_quad_scale_i8(const dsi_matmul_args *a, int64_t n, int64_t b) {
+    const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    float scale[DSI_QUAD_N];
+    if (a->group_k > DSI_BLOCK) b = 0;
+    for (int64_t r = 0; r < DSI_QUAD_N; r++) {
+        const int64_t row = dsi_min(n + r, a->n1 - 1) / a->group_n;
+        scale[r] = dsi_load_scale(a->scale_dtype, a->scale, row * a->scale_stride + b);
+    }
+    return _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(_mm_loadu_ps(scale)));
+}
+
+/* The lanes of weight row n + r: its multiplier in block b; the last row's beyond it. */
+DSI_INLINE __m512 dsi_quad_scale(const dsi_matmul_args *a, int64_t n, int64_t b, dsi_dtype w) {
+    if (w == DSI_DTYPE_I8) return dsi_quad_scale_i8(a, n, b);
     const int64_t last = dsi_min(n + DSI_QUAD_N, a->n1) - 1;
     __m512 scale = _mm512_set1_ps(dsi_load_f32(a->scale, n / DSI_BLOCK * a->scale_stride + b));
     if (n / DSI_BLOCK == last / DSI_BLOCK) return scale;
@@ -134,6 +149,8 @@ DSI_INLINE void dsi_quad_direct_run(const dsi_matmul_args *a, const dsi_quad_til
     const int64_t bytes = dsi_element_bytes(w), chunk = 64 / bytes, k = a->k;
     /* What the next quad will read, in the order of memory: see kernels/README.md. */
     uintptr_t ahead = (uintptr_t)t.w + (uintptr_t)(DSI_QUAD_N * a->w_stride * bytes);
+    const bool scaled = dsi_quad_is_scaled(w), by_row = w == DSI_DTYPE_I8 && a->group_k > DSI_BLOCK;
+    __m512 scale = by_row ? dsi_quad_scale(a, t.n, 0, w) : _mm512_setzero_ps();
     for (int64_t kb = 0; kb < k; kb += DSI_BLOCK) {
         const int64_t end = dsi_min(kb + DSI_BLOCK, k);
         int64_t c = kb;
@@ -146,8 +163,7 @@ DSI_INLINE void dsi_quad_direct_run(const dsi_matmul_args *a, const dsi_quad_til
             dsi_quad_direct_chunk(&t, c, rows, w, part);
         }
         if (c < end) dsi_quad_direct_tail(&t, c, end - c, rows, w, part);
-        const bool scaled = w == DSI_DTYPE_E4M3;
-        __m512 scale = scaled ? dsi_quad_scale(a, t.n, kb / DSI_BLOCK) : _mm512_setzero_ps();
+        if (scaled && !by_row) scale = dsi_quad_scale(a, t.n, kb / DSI_BLOCK, w);
         DSI_UNROLL
         for (int i = 0; i < rows; i++) dsi_quad_add(t.total + i * 16, scale, part[i], scaled);
     }
@@ -208,8 +224,8 @@ DSI_INLINE void dsi_quad_panel_decode(const dsi_matmul_args *a, dsi_quad_panel *
                 _mm512_store_si512(to + (c / DSI_QUAD_GROUP + g) * DSI_PANEL_QUADS * 64,
                                    weights[g]);
         }
-        for (int64_t b = 0; w == DSI_DTYPE_E4M3 && b * DSI_BLOCK < p->columns; b++)
-            _mm512_store_ps(p->scales[b][q], dsi_quad_scale(a, n, p->k / DSI_BLOCK + b));
+        for (int64_t b = 0; dsi_quad_is_scaled(w) && b * DSI_BLOCK < p->columns; b++)
+            _mm512_store_ps(p->scales[b][q], dsi_quad_scale(a, n, p->k / DSI_BLOCK + b, w));
     }
 }
 
@@ -263,7 +279,7 @@ DSI_INLINE void dsi_quad_panel_tile(const dsi_matmul_args *a, const dsi_quad_pan
         __asm__ volatile("" ::: "memory"); /* no total is loaded before the parts are done */
         DSI_UNROLL
         for (int q = 0; q < DSI_PANEL_QUADS; q++) {
-            const bool scaled = w == DSI_DTYPE_E4M3;
+            const bool scaled = dsi_quad_is_scaled(w);
             __m512 scale =
                 scaled ? _mm512_load_ps(p->scales[kb / DSI_BLOCK][q]) : _mm512_setzero_ps();
             DSI_UNROLL

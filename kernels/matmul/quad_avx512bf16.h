@@ -1,14 +1,14 @@
 /* quad_avx512bf16.h: quads of bf16 for vdpbf16ps (AVX-512 VBMI and BF16).
  *
  * Defines for quad.h how weights are loaded and decoded. `count` columns of a row are read, never
- * more; the rest is zero. Every E4M3 value is a normal bf16, zero or NaN, so weights are exact;
- * vdpbf16ps takes denormal activations as zero. */
+ * more; the rest is zero. Every E4M3 value is a normal bf16, zero or NaN, and so is every integer
+ * of 8 bits: weights are exact; vdpbf16ps takes denormal activations as zero. */
 #ifndef DSI_KERNELS_MATMUL_QUAD_AVX512BF16_H
 #define DSI_KERNELS_MATMUL_QUAD_AVX512BF16_H
 
 #include "../formats.h"
 #include "../simd.h"
-#include "e4m3_bf16.h"
+#include "i8_bf16.h"
 #include <immintrin.h>
 
 enum { DSI_QUAD_CHUNK_MAX = 64 }; /* columns in 64 bytes of the narrowest weights */
@@ -43,10 +43,10 @@ DSI_INLINE dsi_quad_codes dsi_quad_load(const uint8_t *at, int64_t w_bytes, int6
          _mm512_shuffle_i64x2(high01, high23, 0x88), _mm512_shuffle_i64x2(high01, high23, 0xDD)}};
 }
 
-/* E4M3 codes or bf16 as bf16. */
+/* E4M3 codes, I8 or bf16 as bf16. */
 DSI_INLINE dsi_quad_pair dsi_quad_widen(dsi_dtype w, __m512i codes) {
-    if (w != DSI_DTYPE_E4M3) return (dsi_quad_pair){codes, codes};
-    const dsi_wide weights = dsi_e4m3_to_bf16(codes);
+    if (w == DSI_DTYPE_BF16) return (dsi_quad_pair){codes, codes};
+    const dsi_wide weights = w == DSI_DTYPE_I8 ? dsi_i8_to_bf16(codes) : dsi_e4m3_to_bf16(codes);
     return (dsi_quad_pair){weights.first, weights.second};
 }
 
@@ -57,7 +57,7 @@ DSI_INLINE void dsi_quad_decode(dsi_dtype w, const uint8_t *at, int64_t w_bytes,
     DSI_UNROLL
     for (int c = 0; c < 4; c++) {
         dsi_quad_pair weights = dsi_quad_widen(w, codes.lanes[c]);
-        if (w == DSI_DTYPE_E4M3) {
+        if (w != DSI_DTYPE_BF16) {
             to[2 * c] = weights.first;
             to[2 * c + 1] = weights.second;
         } else {
