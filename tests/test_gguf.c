@@ -126,7 +126,8 @@ static gguf_file one_tensor(uint32_t n_dims, uint64_t a, uint64_t b, uint32_t ty
 
 static void test_counts(void **state) {
     (void)state;
-    /* CVE-2024-21802, -21825, -21836, -23496, -23605: counts and lengths near 2^64 */
+    /* CVE-2024-21802, -21825, -21836, -23496, -23605: counts and lengths near 2^64; Ollama's
+     * CVE-2025-0315 and #17042: memory for what a count claims */
     gguf_file f = begin_gguf(0, UINT64_MAX);
     expect_refused(&f, "keys; the limit is 4096");
     f = begin_gguf(UINT64_MAX, 0);
@@ -187,7 +188,8 @@ static void test_shapes(void **state) {
     expect_refused(&f, "too many bytes");
     f = one_tensor(2, UINT64_C(1) << 40, 1, 0);
     expect_refused(&f, "it is truncated");
-    /* llama.cpp #25288, #25289: one element of a type of blocks; types without a size */
+    /* llama.cpp #25288, #25289, #20712: one element of a type of blocks; types without a size.
+     * CVE-2024-42477, -42478, -42479: numbers of types outside the table */
     f = one_tensor(2, 1, 1, 8);
     expect_refused(&f, "no whole number of blocks");
     f = one_tensor(2, 32, 1, 4);
@@ -203,7 +205,7 @@ static void test_layout(void **state) {
     gguf_file f = good_file();
     put_data(&f, 64);
     expect_refused(&f, "belong to nothing");
-    f = begin_gguf(2, 0); /* CVE-2026-7482: offset and size beyond the file */
+    f = begin_gguf(2, 0); /* CVE-2026-7482, CVE-2024-12055: beyond the file */
     put_tensor(&f, "a", 32, 3, 0, 0);
     put_tensor(&f, "b", 32, 5, 8, UINT64_MAX - 31);
     put_data(&f, 1024);

@@ -65,6 +65,7 @@ static const bad_file bad_files[] = {
      "no whole number"},
     {"dimension_2_64", "{" T("a", "U8", "[18446744073709551616]", "[0,1]") "}", 1,
      "no whole number"},
+    /* report F002: tensors without bytes that share their place */
     {"zero_size", "{" T("a", "U8", "[0]", "[0,0]") "," T("b", "U8", "[1]", "[0,1]") "}", 1,
      "has no elements"},
     {"shape_wraps", "{" T("a", "F32", "[4611686018427387905,4]", "[0,16]") "}", 16,
@@ -241,6 +242,7 @@ static const bad_index bad_indexes[] = {
     {"index_control_name", MAP("\"a\\u0007\":\"" A "\",\"a\":\"" B "\""), DSI_E_FORMAT,
      "has control characters"},
     {"index_number", MAP("\"a\":7"), DSI_E_FORMAT, "no file name"},
+    /* CVE-2024-37032, CVE-2026-7020: a name in a file that leads out of the folder */
     {"index_slash", MAP("\"a\":\"x/" A "\""), DSI_E_FORMAT, "no plain file name"},
     {"index_parent", MAP("\"a\":\"../" A "\""), DSI_E_FORMAT, "no plain file name"},
     {"index_dots", MAP("\"a\":\"..safetensors\""), DSI_E_FORMAT, "no plain file name"},
@@ -302,6 +304,7 @@ static void test_weight_in_two_shards(void **state) {
                    "tensor \"b\" lies in ");
 }
 
+/* llama.cpp #6774: a file that ends before its tensors do. */
 static void test_missing_and_truncated_shard(void **state) {
     (void)state;
     char path[128];

@@ -109,7 +109,7 @@ static void test_wrong_arguments(void **state) {
     assert_int_equal(dsi_stream_next(stream, 0, NULL), DSI_E_ARG);
     assert_int_equal(dsi_stream_next(stream, 0, &event), DSI_E_ARG); /* struct_size is 0 */
     assert_non_null(strstr(dsi_last_error(stream), "struct_size"));
-    /* the session belongs to the stream */
+    /* the session belongs to the stream (llama.cpp #27456: a second request on a busy slot) */
     const int32_t token = 1, *tokens;
     int32_t sampled;
     size_t n;

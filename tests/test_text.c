@@ -371,7 +371,9 @@ static void run_on_small_stack(long_run *run) {
     pthread_attr_destroy(&attributes);
 }
 
-/* With less than 16 MB of memory beside the text; one letter in less than two seconds. */
+/* With less than 16 MB of memory beside the text; one letter in less than two seconds. llama.cpp
+ * #26965, #27783, #21919, #14655: a pre-tokenizer that recurses once a character, with letters and
+ * with blank lines. */
 static void test_long_runs(void **state) {
     (void)state;
 #if defined(__SANITIZE_ADDRESS__)
