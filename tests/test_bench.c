@@ -103,6 +103,21 @@ static void test_presets_have_their_published_sizes(void **state) {
         assert_int_equal(info.n_params_active, presets[i].n_active);
         dsi_model_close(model);
     }
+    /* DeepSeek-V3, to the byte of what its 163 files hold of tensors */
+    char words[256], path[128];
+    snprintf(path, sizeof path, "%s/hollow-v3", folder);
+    snprintf(words, sizeof words, "synth --hollow --preset v3 --mtp --out %s", path);
+    cli_result r = bench(0, words);
+    if (r.code != 0) fail_msg("%s: exit code %d: %s", words, r.code, r.err);
+    cli_result_free(&r);
+    dsi_model *model = NULL;
+    dsi_model_info info = {.struct_size = sizeof info};
+    if (dsi_model_open(path, NULL, &model) != DSI_OK) fail_msg("%s", dsi_last_error(NULL));
+    assert_int_equal(dsi_model_get_info(model, &info), DSI_OK);
+    assert_int_equal(info.n_params_total, 671026419200);
+    assert_int_equal(info.n_tensors, 91991);
+    assert_int_equal(info.n_bytes_weights, 688574839360);
+    dsi_model_close(model);
 }
 
 /* Real layers, few of them and with a small vocabulary, run; and so does a block that drafts. */
