@@ -39,6 +39,7 @@ static void lay_out(const dsi_engine *e, dsi_adapt *d, uint32_t max_rank) {
 
 /* Arrays by session and by row, whose number does not change. */
 static dsi_adapt *new_adapt(const dsi_engine *e) {
+    DSI_MEMORY_SCOPE(SCRATCH);
     const uint64_t sessions = e->options.max_sessions, rows = e->options.chunk_tokens;
     dsi_adapt *d = dsi_sys_calloc(1, sizeof *d);
     const uint64_t per_session = sizeof *d->adapters + DSI_ADAPTED_AT_ONCE * sizeof *d->parts[0] +
