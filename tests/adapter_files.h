@@ -170,6 +170,13 @@ static inline void write_adapter(const char *folder, const dsi_model *m, const r
     free_file(&f);
 }
 
+/* The folder is written first, if there is a recipe. */
+static inline dsi_adapter *open_adapter(dsi_engine *e, const char *path, const recipe *r) {
+    dsi_adapter *a = NULL;
+    if (r) write_adapter(path, e->model, r);
+    if (dsi_adapter_open(e, path, NULL, &a) != DSI_OK) fail_msg("%s", dsi_last_error(NULL));
+    return a;
+}
 /* ---- The merged checkpoint ------------------------------------------------------------------- */
 
 /* W as F32, with scale * B A added in double. */

@@ -1,8 +1,8 @@
 /* test_gguf_logits.c: models in GGUF that llama.cpp's converter wrote, against the reference's
  * logits and against folders of safetensors with the same numbers; the same file cut into parts,
  * and with kv_b_proj whole as in older files. */
+#include "adapter_files.h"
 #include "golden.h"
-#include "model_files.h"
 
 #include "../kernels/formats.h"
 #include "gguf_files.h"
@@ -11,6 +11,8 @@ static const char LLAMA[] = "tests/data/gguf/llama-f32.gguf";
 static const char V3[] = "tests/data/gguf/v3-bf16-q8_0.gguf";
 
 /* ---- Logits --------------------------------------------------------------------------------- */
+
+static const char *adapter_folder; /* NULL: without an adapter */
 
 static float *logits_of(const char *path, const golden *g, const char *kernels, uint32_t attention,
                         uint32_t activations) {
@@ -26,11 +28,14 @@ static float *logits_of(const char *path, const golden *g, const char *kernels, 
     if (dsi_model_open(path, NULL, &model)) fail_msg("%s", dsi_last_error(NULL));
     dsi_engine *engine = open_engine(model, &o);
     assert_non_null(engine);
+    if (adapter_folder && dsi_adapter_open(engine, adapter_folder, NULL, &so.adapter))
+        fail_msg("%s", dsi_last_error(NULL));
     assert_int_equal(dsi_session_open(engine, &so, &session), DSI_OK);
     float *out = calloc(g->n_tokens * g->vocab, sizeof *out);
     assert_non_null(out);
     assert_true(all_logits(engine, session, g->tokens, g->n_tokens, g->vocab, out));
     dsi_session_close(session);
+    dsi_adapter_close(so.adapter);
     dsi_engine_close(engine);
     dsi_model_close(model);
     return out;
@@ -315,6 +320,43 @@ static void test_v3(void **state) {
     golden_close(&g);
 }
 
+/* An adapter of kv_b where that lies in two halves, in both forms, beside the same numbers whole.
+ */
+static void test_v3_adapter(void **state) {
+    (void)state;
+    const recipe r = {.modules = "|kv_b_proj|",
+                      .rank = 6,
+                      .alpha = 12,
+                      .dtype = DSI_DTYPE_F32,
+                      .seed = 6,
+                      .strength = 0.5f};
+    char folder[64], adapted[64];
+    golden g;
+    dsi_model *model;
+    open_golden("v3-bf16", &g);
+    temp_folder(folder);
+    temp_folder(adapted);
+    write_folder(folder, V3, "tests/data/golden/v3-bf16");
+    assert_int_equal(dsi_model_open(folder, NULL, &model), DSI_OK);
+    write_adapter(adapted, model, &r);
+    dsi_model_close(model);
+    for (uint32_t form = DSI_ATTENTION_AUTO; form <= DSI_ATTENTION_EXPANDED; form++) {
+        float *without = logits_of(folder, &g, NULL, form, DSI_ACTIVATIONS_F32);
+        adapter_folder = adapted;
+        float *whole = logits_of(folder, &g, NULL, form, DSI_ACTIVATIONS_F32);
+        float *halves = logits_of(V3, &g, NULL, form, DSI_ACTIVATIONS_F32);
+        adapter_folder = NULL;
+        distance effect = distance_of(&g, whole, without), d = distance_of(&g, whole, halves);
+        print_message("v3 q8_0, adapter of kv_b, form %u: mean KL %.2e, without it %.2e\n", form,
+                      d.mean_kl, effect.mean_kl);
+        assert_true(d.mean_kl <= 1e-8 && effect.mean_kl > 1e-3);
+        free(whole);
+    }
+    remove_folder(folder);
+    remove_folder(adapted);
+    golden_close(&g);
+}
+
 /* Three parts: bit for bit the answers of one file, whichever part is named. */
 static void test_parts(void **state) {
     (void)state;
@@ -369,9 +411,8 @@ static void test_whole_kv_b(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama),
-        cmocka_unit_test(test_v3),
-        cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_llama),      cmocka_unit_test(test_v3),
+        cmocka_unit_test(test_v3_adapter), cmocka_unit_test(test_parts),
         cmocka_unit_test(test_whole_kv_b),
     };
     return cmocka_run_group_tests_name("gguf_logits", tests, NULL, NULL);
