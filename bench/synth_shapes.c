@@ -28,27 +28,6 @@ static const synth_shape shapes[] = {
      .qk_rope_head_dim = 64,
      .v_head_dim = 128,
      .eos_token_id = 1},
-    {.preset = "v3",
-     .about = "DeepSeek-V3, R1, V3.1: 671 B parameters (--hollow)",
-     .family = SYNTH_V3,
-     .hidden_size = 7168,
-     .num_hidden_layers = 61,
-     .first_k_dense_replace = 3,
-     .vocab_size = 129280,
-     .intermediate_size = 18432,
-     .moe_intermediate_size = 2048,
-     .n_routed_experts = 256,
-     .n_shared_experts = 1,
-     .num_experts_per_tok = 8,
-     .n_group = 8,
-     .topk_group = 4,
-     .num_attention_heads = 128,
-     .q_lora_rank = 1536,
-     .kv_lora_rank = 512,
-     .qk_nope_head_dim = 128,
-     .qk_rope_head_dim = 64,
-     .v_head_dim = 128,
-     .eos_token_id = 1},
     {.preset = "v2-lite-half",
      .about = "DeepSeek-V2-Lite's layers, 13 of 27",
      .family = SYNTH_V2,
@@ -93,18 +72,23 @@ static const synth_shape shapes[] = {
 };
 enum { N_SHAPES = sizeof shapes / sizeof shapes[0] };
 
-/* DeepSeek-V3.2 is V3 with an indexer in every layer. */
-static bool find_v32(const char *preset, synth_shape *shape) {
-    const bool slice = strcmp(preset, "v32-slice") == 0;
-    if (!slice && strcmp(preset, "v32") != 0) return false;
-    synth_find(slice ? "v3-slice" : "v3", shape);
+/* All of DeepSeek-V3 (R1, V3.1): 671 B parameters, for --hollow; V3.2, the whole and the slice, has
+ * an indexer in every layer. */
+static bool find_v3(const char *preset, synth_shape *shape) {
+    const bool v32 = strncmp(preset, "v32", 3) == 0, slice = strcmp(preset, "v32-slice") == 0;
+    if (!slice && strcmp(preset, "v32") != 0 && strcmp(preset, "v3") != 0) return false;
+    *shape = shapes[0]; /* v3-slice */
     shape->preset = preset;
-    shape->index_n_heads = 64, shape->index_head_dim = 128, shape->index_topk = 2048;
+    if (!slice) {
+        shape->num_hidden_layers = 61, shape->first_k_dense_replace = 3;
+        shape->vocab_size = 129280, shape->n_routed_experts = 256;
+    }
+    if (v32) shape->index_n_heads = 64, shape->index_head_dim = 128, shape->index_topk = 2048;
     return true;
 }
 
 bool synth_find(const char *preset, synth_shape *shape) {
-    if (find_v32(preset, shape)) return true;
+    if (find_v3(preset, shape)) return true;
     for (size_t i = 0; i < N_SHAPES; i++) {
         if (strcmp(preset, shapes[i].preset) != 0) continue;
         *shape = shapes[i];

@@ -359,6 +359,7 @@ static dsi_status open_parts(dsi_engine *e, const dsi_engine_options *options, b
     if (st == DSI_OK && e->auto_drafts && !fits(e)) {
         e->auto_drafts = false;
         set_drafts(e, 0);
+        dsi_unplace_weights(e); /* the table of the plan that did not fit */
         st = make_plan(e);
     }
     if (st == DSI_OK) describe(e);

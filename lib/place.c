@@ -289,4 +289,5 @@ void dsi_unplace_weights(dsi_engine *e) {
     dsi_sys_free(e->placed.layers);
     dsi_sys_free(e->placed.expert_storage);
     dsi_sys_free((void *)e->placed.moe_in_storage);
+    e->placed = (dsi_placement){0};
 }

@@ -9,7 +9,7 @@
 #ifndef DSI_KERNELS_BLOCKS_SPAN_AVX512BF16_H
 #define DSI_KERNELS_BLOCKS_SPAN_AVX512BF16_H
 
-#include "../matmul/chunk_avx512bf16.h"
+#include "../matmul/i8_bf16.h"
 #include "blocks.h"
 
 enum {
@@ -104,22 +104,12 @@ DSI_INLINE void dsi_span_emit_5(dsi_span_sink *k, const dsi_span_type *t, int ro
 /* Whole numbers of 8 bits. */
 DSI_INLINE void dsi_span_emit_8(dsi_span_sink *k, const dsi_span_type *t, int rows, int span, int i,
                                 __m512i q) {
-    const __m512i low0 = _mm512_loadu_si512(dsi_i8_bf16_low);
-    const __m512i low1 = _mm512_loadu_si512(dsi_i8_bf16_low + 64);
-    const __m512i high0 = _mm512_loadu_si512(dsi_i8_bf16_high);
-    const __m512i high1 = _mm512_loadu_si512(dsi_i8_bf16_high + 64);
-    const __m512i sign = _mm512_set1_epi8((char)0x80);
-    __m512i magnitude = _mm512_abs_epi8(q);
-    __m512i low = _mm512_permutex2var_epi8(low0, magnitude, low1);
-    __m512i high = _mm512_permutex2var_epi8(high0, magnitude, high1);
-    high = _mm512_ternarylogic_epi32(high, q, sign, 0xF8); /* high | (q & 0x80) */
-    high = _mm512_mask_mov_epi8(high, _mm512_cmpeq_epi8_mask(q, sign),
-                                _mm512_set1_epi8((char)0xC3)); /* -128: its table entry is 0 */
+    const dsi_bf16_bytes b = dsi_i8_bf16_bytes(q);
     const __mmask64 odd = 0xAAAAAAAAAAAAAAAAu;
     dsi_span_emit(k, t, rows, span, 2 * i,
-                  _mm512_mask_blend_epi8(odd, low, _mm512_slli_epi16(high, 8)));
+                  _mm512_mask_blend_epi8(odd, b.low, _mm512_slli_epi16(b.high, 8)));
     dsi_span_emit(k, t, rows, span, 2 * i + 1,
-                  _mm512_mask_blend_epi8(odd, _mm512_srli_epi16(low, 8), high));
+                  _mm512_mask_blend_epi8(odd, _mm512_srli_epi16(b.low, 8), b.high));
 }
 
 /* ---- Tables ---------------------------------------------------------------------------------- */

@@ -4,19 +4,19 @@
 
 #include "e4m3_bf16.h"
 
-/* Low and high bytes of the bf16 of 0..127. */
+#define DSI_LOW_8(n) 0x##n##0, 0x##n##2, 0x##n##4, 0x##n##6, 0x##n##8, 0x##n##A, 0x##n##C, 0x##n##E
+/* Low and high bytes of the bf16 of 0 to 127: a power of two has 128 as many steps as it is. */
 static const uint8_t dsi_i8_bf16_low[128] = {
     // clang-format off
     0x00, 0x80, 0x00, 0x40, 0x80, 0xA0, 0xC0, 0xE0, 0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70,
     0x80, 0x88, 0x90, 0x98, 0xA0, 0xA8, 0xB0, 0xB8, 0xC0, 0xC8, 0xD0, 0xD8, 0xE0, 0xE8, 0xF0, 0xF8,
     0x00, 0x04, 0x08, 0x0C, 0x10, 0x14, 0x18, 0x1C, 0x20, 0x24, 0x28, 0x2C, 0x30, 0x34, 0x38, 0x3C,
     0x40, 0x44, 0x48, 0x4C, 0x50, 0x54, 0x58, 0x5C, 0x60, 0x64, 0x68, 0x6C, 0x70, 0x74, 0x78, 0x7C,
-    0x80, 0x82, 0x84, 0x86, 0x88, 0x8A, 0x8C, 0x8E, 0x90, 0x92, 0x94, 0x96, 0x98, 0x9A, 0x9C, 0x9E,
-    0xA0, 0xA2, 0xA4, 0xA6, 0xA8, 0xAA, 0xAC, 0xAE, 0xB0, 0xB2, 0xB4, 0xB6, 0xB8, 0xBA, 0xBC, 0xBE,
-    0xC0, 0xC2, 0xC4, 0xC6, 0xC8, 0xCA, 0xCC, 0xCE, 0xD0, 0xD2, 0xD4, 0xD6, 0xD8, 0xDA, 0xDC, 0xDE,
-    0xE0, 0xE2, 0xE4, 0xE6, 0xE8, 0xEA, 0xEC, 0xEE, 0xF0, 0xF2, 0xF4, 0xF6, 0xF8, 0xFA, 0xFC, 0xFE,
+    DSI_LOW_8(8), DSI_LOW_8(9), DSI_LOW_8(A), DSI_LOW_8(B),
+    DSI_LOW_8(C), DSI_LOW_8(D), DSI_LOW_8(E), DSI_LOW_8(F),
     // clang-format on
 };
+#undef DSI_LOW_8
 static const uint8_t dsi_i8_bf16_high[128] = {
     // clang-format off
     0x00, 0x3F, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41,
@@ -30,19 +30,29 @@ static const uint8_t dsi_i8_bf16_high[128] = {
     // clang-format on
 };
 
-DSI_INLINE dsi_wide dsi_i8_to_bf16(__m512i codes) {
+/* The low and high bytes of the bf16 of each number. */
+typedef struct dsi_bf16_bytes {
+    __m512i low, high;
+} dsi_bf16_bytes;
+
+DSI_INLINE dsi_bf16_bytes dsi_i8_bf16_bytes(__m512i codes) {
     const __m512i low0 = _mm512_loadu_si512(dsi_i8_bf16_low);
     const __m512i low1 = _mm512_loadu_si512(dsi_i8_bf16_low + 64);
     const __m512i high0 = _mm512_loadu_si512(dsi_i8_bf16_high);
     const __m512i high1 = _mm512_loadu_si512(dsi_i8_bf16_high + 64);
     const __m512i sign = _mm512_set1_epi8((char)0x80);
-    const __mmask64 lowest = _mm512_cmpeq_epi8_mask(codes, sign); /* -128: its size is no index */
     const __m512i size = _mm512_abs_epi8(codes);
-    __m512i low = _mm512_permutex2var_epi8(low0, size, low1);
+    const __m512i low = _mm512_permutex2var_epi8(low0, size, low1);
     __m512i high = _mm512_permutex2var_epi8(high0, size, high1);
-    high = _mm512_ternarylogic_epi32(high, codes, sign, 0xF8); /* high | (codes & sign) */
-    high = _mm512_mask_mov_epi8(high, lowest, _mm512_set1_epi8((char)0xC3));
-    return (dsi_wide){_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
+    /* high | (codes & 0x80): the sign. The tables took -128, whose size has 8 bits, for 0. */
+    high = _mm512_ternarylogic_epi32(high, codes, sign, 0xF8);
+    high = _mm512_mask_mov_epi8(high, _mm512_cmpeq_epi8_mask(codes, sign),
+                                _mm512_set1_epi8((char)0xC3));
+    return (dsi_bf16_bytes){low, high};
+}
+DSI_INLINE dsi_wide dsi_i8_to_bf16(__m512i codes) {
+    const dsi_bf16_bytes b = dsi_i8_bf16_bytes(codes);
+    return (dsi_wide){_mm512_unpacklo_epi8(b.low, b.high), _mm512_unpackhi_epi8(b.low, b.high)};
 }
 
 #endif

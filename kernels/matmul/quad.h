@@ -76,8 +76,9 @@ DSI_INLINE __m512 dsi_quad_scale_whole(const dsi_quad_scales *s, int64_t k) {
     __m128 scale;
     if (s->dtype == DSI_DTYPE_BF16)
         scale = _mm_castsi128_ps(
-            _mm_setr_epi32(dsi_load_u16(s->row[0], b) << 16, dsi_load_u16(s->row[1], b) << 16,
-                           dsi_load_u16(s->row[2], b) << 16, dsi_load_u16(s->row[3], b) << 16));
+            _mm_slli_epi32(_mm_setr_epi32(dsi_load_u16(s->row[0], b), dsi_load_u16(s->row[1], b),
+                                          dsi_load_u16(s->row[2], b), dsi_load_u16(s->row[3], b)),
+                           16));
     else
         scale = _mm_setr_ps(
             dsi_load_scale(s->dtype, s->row[0], b), dsi_load_scale(s->dtype, s->row[1], b),
