@@ -21,7 +21,8 @@ static const double size_of[] = {2, 0, 1e-39, 1e12, 1, 1, 1, 1};
 static void *matrix(check_run *run, int slot, enum check_format format, int64_t rows,
                     int64_t columns, int64_t stride, double size) {
     const int64_t n = rows > 0 ? (rows - 1) * stride + columns : 0;
-    void *array = check_buffer(run, slot, n * check_format_size(format), 2 * check_below(run, 4));
+    void *array = check_buffer(run, slot, n * check_format_size(format),
+                               check_format_size(format) * check_below(run, 4));
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < columns; j++)
             check_put(format, array, i * stride + j, check_uniform(run) * size);
