@@ -445,7 +445,7 @@ static void make_hollow(const char *flags, char snapshot[4096]) {
     assert_int_equal(pclose(out), 0);
 }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(DSI_VALGRIND)
+#ifdef __SANITIZE_ADDRESS__
 #define OPEN_SECONDS 20.0
 #else
 #define OPEN_SECONDS 2.0
@@ -459,6 +459,9 @@ static void check_hollow(const char *flags) {
     dsi_checkpoint c;
     dsi_error error = {0};
     double best = 1e9, best_cpu = 1e9, best_bind = 1e9;
+#ifdef DSI_VALGRIND
+    skip(); /* its programs have 128 GB of addresses, and these files 688 */
+#endif
     make_hollow(flags, snapshot);
     for (int run = 0; run < 3; run++) {
         if (run > 0) {
