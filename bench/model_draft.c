@@ -73,26 +73,12 @@ static draft_bytes bytes_of_model(const model_run *r) {
     const dsi_config *c = &r->model->config;
     const dsi_mtp_weights *m = &w->mtp;
     const dsi_layer_weights *l = &m->layer;
-    const dsi_weight *block[] = {&m->enorm,
-                                 &m->hnorm,
-                                 &m->eh_proj,
-                                 &m->norm,
-                                 &l->input_layernorm,
-                                 &l->q_proj,
-                                 &l->q_a_proj,
-                                 &l->q_b_proj,
-                                 &l->q_a_layernorm,
-                                 &l->kv_a_proj_with_mqa,
-                                 &l->kv_a_layernorm,
-                                 &l->kv_b_proj,
-                                 &l->k_b_proj,
-                                 &l->v_b_proj,
-                                 &l->o_proj,
-                                 &l->post_attention_layernorm,
-                                 &l->gate,
-                                 &l->e_score_correction_bias};
+    const dsi_weight *const block[] = {&m->enorm, &m->hnorm, &m->eh_proj, &m->norm};
+    const dsi_weight *always[DSI_LAYER_WEIGHTS];
+    dsi_layer_weights_always(l, always);
     draft_bytes b = {.plain = (double)r->info.n_bytes_token,
-                     .block = sum_weights(block, sizeof block / sizeof block[0])};
+                     .block = sum_weights(block, sizeof block / sizeof block[0]) +
+                              sum_weights(always, DSI_LAYER_WEIGHTS)};
     b.block += (double)model_weight_bytes(m->head.name ? &m->head : &w->lm_head);
     for (uint32_t i = 0; i < c->n_layers; i++) b.n_moe += w->layers[i].is_moe;
     if (!l->is_moe) b.block += mlp_bytes(&l->mlp);

@@ -12,18 +12,6 @@ void dsi_adapter_options_init(dsi_adapter_options *options) {
 /* ---- Room for a step -------------------------------------------------------------------------
  */
 
-static int64_t padded(int64_t columns) { return (columns + 31) / 32 * 32; }
-
-static uint64_t take(dsi_tensor *t, uint64_t at, dsi_dtype dtype, int64_t rows, int64_t columns) {
-    *t = (dsi_tensor){.struct_size = sizeof *t,
-                      .dtype = dtype,
-                      .n_dims = 2,
-                      .ne = {columns, rows},
-                      .stride = {1, padded(columns)},
-                      .offset = at};
-    return at + (uint64_t)(padded(padded(columns) * rows) * (int64_t)dsi_dtype_bytes(dtype));
-}
-
 /* Shapes for ranks up to max_rank, without memory. */
 static void lay_out(const dsi_engine *e, dsi_adapt *d, uint32_t max_rank) {
     const dsi_config *c = &e->model->config;
@@ -32,9 +20,9 @@ static void lay_out(const dsi_engine *e, dsi_adapt *d, uint32_t max_rank) {
     d->n_bytes = 0;
     d->max_rank = max_rank;
     for (int i = 0; i < DSI_ADAPTED_AT_ONCE; i++)
-        d->n_bytes = take(&d->t[i], d->n_bytes, DSI_DTYPE_F32, rows, max_rank);
-    d->n_bytes = take(&d->shared_hidden, d->n_bytes, e->act, rows,
-                      c->n_routed_experts && shared ? shared : 0);
+        dsi_scratch_take(&d->n_bytes, &d->t[i], DSI_DTYPE_F32, rows, max_rank);
+    dsi_scratch_take(&d->n_bytes, &d->shared_hidden, e->act, rows,
+                     c->n_routed_experts && shared ? shared : 0);
 }
 
 /* Arrays by session and by row, whose number does not change. */

@@ -216,12 +216,12 @@ static void mla_attend(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
 /* DeepSeek-V3.2: a key of every row goes to the indexer's own cache; rows with more tokens before
  * them than index_topk choose those that they attend to. Heads begin with the rotated columns, and
  * these pair with the ones half a rope away, unlike MLA's. */
-static void choose_tokens(walk *w, const dsi_placed_layer *l, uint32_t index) {
+static void choose_tokens(walk *w, const dsi_placed_layer *l) {
     const dsi_config *c = w->config;
     dsi_scratch *t = &w->t;
     const int64_t dim = c->index_head_dim, heads = c->index_n_heads;
     const bool rounds = w->e->options.indexer == DSI_INDEXER_FP8;
-    dsi_tensor pages = dsi_index_layer(w->e, index);
+    dsi_tensor pages = dsi_index_layer(w->e, (uint32_t)w->layer);
     dsi_attr_norm norm = {sizeof norm, 1e-6f};
     dsi_attr_index attr = {sizeof attr, 1, c->index_head_dim, 0, &w->batch};
     submit(w, DSI_OP_LAYER_NORM,
@@ -278,7 +278,7 @@ static void mla(walk *w, const dsi_placed_layer *l, dsi_tensor *pages) {
          c->rope_interleaved);
     rope(w, heads_of(&t->kv, c->kv_lora_rank, c->qk_rope_head_dim, 1, 0), c->rope_interleaved);
     kv_write(w, &t->kv, pages, 1, c->kv_lora_rank);
-    if (l->index_wk.ne[0]) choose_tokens(w, l, (uint32_t)w->layer);
+    if (l->index_wk.ne[0]) choose_tokens(w, l);
     mla_attend(w, l, pages);
     tap(w, "self_attn", &t->attention);
     linear(w, "self_attn.o_proj", &t->attention, &l->o_proj, &t->hidden, true);
@@ -556,7 +556,7 @@ static void cache_mtp_rows(walk *w) {
     rms_norm(w, "mtp.kv_a_layernorm", &latent, &l->kv_a_layernorm, &latent);
     rope(w, heads_of(&t->kv, c->kv_lora_rank, c->qk_rope_head_dim, 1, 0), c->rope_interleaved);
     kv_write(w, &t->kv, &pages, 1, c->kv_lora_rank);
-    if (indexed) choose_tokens(w, l, c->n_layers);
+    if (indexed) choose_tokens(w, l);
 }
 
 dsi_status dsi_forward_mtp_block(dsi_engine *e, dsi_forward_mode mode, uint32_t n, uint32_t n_draft,

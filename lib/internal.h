@@ -205,6 +205,9 @@ static inline uint32_t dsi_head_rows(const dsi_engine *engine) {
 }
 /* Shapes of the scratch tensors and bytes they need (scratch.c). */
 void dsi_scratch_layout(dsi_engine *engine);
+/* A tensor [rows][columns] behind *used bytes of a buffer; rows begin at multiples of 64 bytes. */
+void dsi_scratch_take(uint64_t *used, dsi_tensor *t, dsi_dtype dtype, int64_t rows,
+                      int64_t columns);
 /* Cached rows lie in areas of one buffer, each [n_pages * 64][columns]: the latents, or keys and
  * values, of each of n_kv_layers layers; behind them, with an indexer, its keys of each layer. */
 static inline uint32_t dsi_kv_areas(const dsi_engine *engine) {

@@ -220,31 +220,9 @@ static void add_mlp(count *c, const dsi_mlp_weights *mlp, double active_share) {
     add(c, &mlp->down_proj, active_share);
 }
 static void add_layer(count *c, const dsi_layer_weights *l, const dsi_config *config) {
-    const dsi_weight *always[] = {&l->input_layernorm,
-                                  &l->post_attention_layernorm,
-                                  &l->q_proj,
-                                  &l->q_a_proj,
-                                  &l->q_a_layernorm,
-                                  &l->q_b_proj,
-                                  &l->kv_a_proj_with_mqa,
-                                  &l->kv_a_layernorm,
-                                  &l->kv_b_proj,
-                                  &l->k_b_proj,
-                                  &l->v_b_proj,
-                                  &l->o_proj,
-                                  &l->index_wq_b,
-                                  &l->index_wk,
-                                  &l->index_weights_proj,
-                                  &l->index_k_norm,
-                                  &l->index_k_norm_bias,
-                                  &l->k_proj,
-                                  &l->v_proj,
-                                  &l->q_bias,
-                                  &l->k_bias,
-                                  &l->v_bias,
-                                  &l->gate,
-                                  &l->e_score_correction_bias};
-    for (size_t i = 0; i < sizeof always / sizeof always[0]; i++) add(c, always[i], 1);
+    const dsi_weight *always[DSI_LAYER_WEIGHTS];
+    dsi_layer_weights_always(l, always);
+    for (uint32_t i = 0; i < DSI_LAYER_WEIGHTS; i++) add(c, always[i], 1);
     if (!l->is_moe) {
         add_mlp(c, &l->mlp, 1);
         return;

@@ -6,15 +6,19 @@
 /* Rows start at multiples of 64 bytes whatever the type. */
 static int64_t padded(int64_t columns) { return (columns + 31) / 32 * 32; }
 
-static void take(dsi_scratch *s, dsi_tensor *t, dsi_dtype dtype, int64_t rows, int64_t columns) {
+void dsi_scratch_take(uint64_t *used, dsi_tensor *t, dsi_dtype dtype, int64_t rows,
+                      int64_t columns) {
     int64_t stride = columns == 1 ? 1 : padded(columns);
     *t = (dsi_tensor){.struct_size = sizeof *t,
                       .dtype = dtype,
                       .n_dims = 2,
                       .ne = {columns, rows},
                       .stride = {1, stride},
-                      .offset = s->n_bytes};
-    s->n_bytes += (uint64_t)(padded(rows * stride) * (int64_t)dsi_dtype_bytes(dtype));
+                      .offset = *used};
+    *used += (uint64_t)(padded(rows * stride) * (int64_t)dsi_dtype_bytes(dtype));
+}
+static void take(dsi_scratch *s, dsi_tensor *t, dsi_dtype dtype, int64_t rows, int64_t columns) {
+    dsi_scratch_take(&s->n_bytes, t, dtype, rows, columns);
 }
 
 static void take_mla(dsi_engine *e, int64_t rows) {

@@ -37,12 +37,16 @@ static inline void under_root(char path[256], const char *name) {
     snprintf(path, 256, "%s/%s", root, name);
 }
 
-static inline void same_file(const char *a, const char *b, const char *name) {
-    bytes x = read_file(a, name), y = read_file(b, name);
+static inline void same_files(const char *a, const char *name_a, const char *b,
+                              const char *name_b) {
+    bytes x = read_file(a, name_a), y = read_file(b, name_b);
     assert_int_equal(x.n, y.n);
     assert_memory_equal(x.data, y.data, x.n);
     free(x.data);
     free(y.data);
+}
+static inline void same_file(const char *a, const char *b, const char *name) {
+    same_files(a, name, b, name);
 }
 
 /* Starts it and kills it after some microseconds, counted from when the file `from` is there if it

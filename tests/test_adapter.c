@@ -4,23 +4,10 @@
  * saved it; drafts; lifetimes. Hostile adapters: test_adapter_files.c. */
 #include "adapter_files.h"
 #include "session_tools.h"
+#include "two_folders.h"
 
 enum { N_PROMPT = 290, N_DECODE = 4, N_ROWS = N_PROMPT + N_DECODE }; /* a whole block, and a tail */
 enum { CONTEXT = 320 };
-
-static char folder[64], other[64];
-static int make_folders(void **state) {
-    (void)state;
-    temp_folder(folder);
-    temp_folder(other);
-    return 0;
-}
-static int drop_folders(void **state) {
-    (void)state;
-    remove_folder(folder);
-    remove_folder(other);
-    return 0;
-}
 
 static dsi_session *session_with(dsi_engine *e, dsi_adapter *a) {
     dsi_session_options o;

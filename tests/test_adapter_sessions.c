@@ -2,20 +2,7 @@
  * streams with adapters; in which order handles are closed; memory; wrong calls. */
 #include "adapter_files.h"
 #include "session_tools.h"
-
-static char folder[64], other[64];
-static int make_folders(void **state) {
-    (void)state;
-    temp_folder(folder);
-    temp_folder(other);
-    return 0;
-}
-static int drop_folders(void **state) {
-    (void)state;
-    remove_folder(folder);
-    remove_folder(other);
-    return 0;
-}
+#include "two_folders.h"
 
 /* ---- Cached rows ----------------------------------------------------------------------------- */
 

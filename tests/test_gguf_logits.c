@@ -6,6 +6,7 @@
 
 #include "../kernels/formats.h"
 #include "gguf_files.h"
+#include "gguf_source.h"
 
 static const char LLAMA[] = "tests/data/gguf/llama-f32.gguf";
 static const char V3[] = "tests/data/gguf/v3-bf16-q8_0.gguf";
@@ -48,23 +49,6 @@ static distance distance_of(const golden *g, float *a, float *b) {
 }
 
 /* ---- Files with the same numbers ------------------------------------------------------------ */
-
-typedef struct source {
-    dsi_map map;
-    dsi_gguf gguf;
-} source;
-
-static source open_source(const char *path) {
-    source s;
-    dsi_error error = {0};
-    assert_ok(dsi_sys_map(path, &s.map, &error), &error);
-    assert_ok(dsi_gguf_read(path, &s.map, &s.gguf, &error), &error);
-    return s;
-}
-static void close_source(source *s) {
-    dsi_gguf_free(&s->gguf);
-    dsi_sys_unmap(&s->map);
-}
 
 /* Element i of a tensor of the checkpoint, by formulas of this file alone. */
 static float value_at(const uint8_t *data, dsi_dtype dtype, int64_t i) {

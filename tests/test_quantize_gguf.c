@@ -1,6 +1,7 @@
 /* test_quantize_gguf.c: dsinfer quantize to Q8_0 and Q4_K: keys and tensors are those of
  * llama.cpp's converter, read with formulas of this file; scales are searched alike on every CPU;
  * the tokenizer inside; answers; a killed run; what is refused. */
+#include "gguf_source.h"
 #include "quantize_run.h"
 
 #include "../kernels/formats.h"
@@ -16,23 +17,6 @@ static const quantize_search plain_vectors = {symmetric, put_i4, q4_k,       put
 static const char *const keep_all[2] = {"--keep", "weight"};
 
 /* ---- A file and its numbers ----------------------------------------------------------------- */
-
-typedef struct source {
-    dsi_map map;
-    dsi_gguf gguf;
-} source;
-
-static source open_source(const char *path) {
-    source s;
-    dsi_error error = {0};
-    assert_ok(dsi_sys_map(path, &s.map, &error), &error);
-    assert_ok(dsi_gguf_read(path, &s.map, &s.gguf, &error), &error);
-    return s;
-}
-static void close_source(source *s) {
-    dsi_gguf_free(&s->gguf);
-    dsi_sys_unmap(&s->map);
-}
 
 static const dsi_gguf_tensor *find_tensor(const source *s, const char *name, size_t n_name) {
     for (uint32_t i = 0; i < s->gguf.n_tensors; i++) {
@@ -312,11 +296,7 @@ static void test_killed(void **state) {
     if (access(journal, F_OK) == 0 || access(killed, F_OK) != 0)
         must_make(TINY, "q4_k", killed, nothing);
     assert_int_not_equal(access(journal, F_OK), 0);
-    bytes a = read_file(root, "killed.gguf"), b = read_file(root, "numbers-q4_k.gguf");
-    assert_int_equal(a.n, b.n);
-    assert_memory_equal(a.data, b.data, a.n);
-    free(a.data);
-    free(b.data);
+    same_files(root, "killed.gguf", root, "numbers-q4_k.gguf");
 }
 
 static void test_refused(void **state) {

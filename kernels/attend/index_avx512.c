@@ -1,11 +1,11 @@
 /* index_avx512.c: the indexer's scores, products in f32. The keys of a page are laid side by side
  * once for all queries, so that a lane is a key: an element of a query is broadcast, 4 heads x 64
  * keys are 16 sums in registers, and no sum is ever added across lanes. */
+#include "index_avx512.h"
 #include "../formats.h"
 #include "../kernels.h"
-#include "transpose_avx512.h"
 
-enum { HEADS = 4, VECTORS = DSI_PAGE_ROWS / 16 };
+enum { HEADS = DSI_INDEX_HEADS, VECTORS = DSI_INDEX_VECTORS };
 
 /* Up to 16 elements of a key as f32. */
 DSI_INLINE __m512i load_key(const void *k, int64_t first, __mmask16 lanes, bool bf16) {
@@ -34,11 +34,7 @@ DSI_INLINE void add_heads(const dsi_index_args *a, const uint32_t (*panel)[DSI_P
                           int64_t first, const float *weights, int heads, bool bf16,
                           __m512 sum[VECTORS]) {
     __m512 dot[HEADS][VECTORS];
-    DSI_UNROLL
-    for (int h = 0; h < heads; h++) {
-        DSI_UNROLL
-        for (int v = 0; v < VECTORS; v++) dot[h][v] = _mm512_setzero_ps();
-    }
+    dsi_index_zero(dot, heads);
     for (int64_t d = 0; d < a->dim; d++) {
         __m512 k[VECTORS];
         DSI_UNROLL
@@ -52,16 +48,7 @@ DSI_INLINE void add_heads(const dsi_index_args *a, const uint32_t (*panel)[DSI_P
             for (int v = 0; v < VECTORS; v++) dot[h][v] = _mm512_fmadd_ps(q, k[v], dot[h][v]);
         }
     }
-    DSI_UNROLL
-    for (int h = 0; h < heads; h++) {
-        const __m512 weight = _mm512_set1_ps(weights[h]);
-        DSI_UNROLL
-        for (int v = 0; v < VECTORS; v++) {
-            /* of a NaN and a zero max gives the second */
-            const __m512 relu = _mm512_max_ps(_mm512_setzero_ps(), dot[h][v]);
-            sum[v] = _mm512_fmadd_ps(weight, relu, sum[v]);
-        }
-    }
+    dsi_index_add(dot, weights, heads, sum);
 }
 
 DSI_INLINE void scores(const dsi_index_args *a, bool bf16) {

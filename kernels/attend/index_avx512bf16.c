@@ -3,9 +3,9 @@
  * broadcast. An odd last element stands alone. */
 #include "../formats.h"
 #include "../kernels.h"
-#include "transpose_avx512.h"
+#include "index_avx512.h"
 
-enum { HEADS = 4, VECTORS = DSI_PAGE_ROWS / 16 };
+enum { HEADS = DSI_INDEX_HEADS, VECTORS = DSI_INDEX_VECTORS };
 
 /* Elements 2 p and 2 p + 1 of all keys in panel[p]. */
 static void pack(const dsi_index_args *a, uint32_t (*panel)[DSI_PAGE_ROWS]) {
@@ -48,23 +48,10 @@ DSI_INLINE void add_pair(const uint32_t *keys, const uint16_t *q, int64_t dim, i
 DSI_INLINE void add_heads(const uint32_t (*panel)[DSI_PAGE_ROWS], const uint16_t *q, int64_t dim,
                           const float *weights, int heads, __m512 sum[VECTORS]) {
     __m512 dot[HEADS][VECTORS];
-    DSI_UNROLL
-    for (int h = 0; h < heads; h++) {
-        DSI_UNROLL
-        for (int v = 0; v < VECTORS; v++) dot[h][v] = _mm512_setzero_ps();
-    }
+    dsi_index_zero(dot, heads);
     for (int64_t p = 0; p < dim / 2; p++) add_pair(panel[p], q + 2 * p, dim, heads, true, dot);
     if (dim % 2) add_pair(panel[dim / 2], q + dim - 1, dim, heads, false, dot);
-    DSI_UNROLL
-    for (int h = 0; h < heads; h++) {
-        const __m512 weight = _mm512_set1_ps(weights[h]);
-        DSI_UNROLL
-        for (int v = 0; v < VECTORS; v++) {
-            /* of a NaN and a zero max gives the second */
-            const __m512 relu = _mm512_max_ps(_mm512_setzero_ps(), dot[h][v]);
-            sum[v] = _mm512_fmadd_ps(weight, relu, sum[v]);
-        }
-    }
+    dsi_index_add(dot, weights, heads, sum);
 }
 
 void dsi_index_score_bf16__avx512bf16(const dsi_index_args *a) {

@@ -33,21 +33,33 @@ static const uint8_t dsi_e4m3_bf16_high[128] = {
     // clang-format on
 };
 
+/* The low and high bytes of the bf16 of each code. */
+typedef struct dsi_bf16_bytes {
+    __m512i low, high;
+} dsi_bf16_bytes;
+
+/* Looks the bytes up by the low seven bits of `index`; the sign is that of `codes`. */
+DSI_INLINE dsi_bf16_bytes dsi_bf16_look_up(const uint8_t low[128], const uint8_t high[128],
+                                           __m512i index, __m512i codes) {
+    const __m512i low0 = _mm512_loadu_si512(low), low1 = _mm512_loadu_si512(low + 64);
+    const __m512i high0 = _mm512_loadu_si512(high), high1 = _mm512_loadu_si512(high + 64);
+    const __m512i size = _mm512_permutex2var_epi8(high0, index, high1);
+    return (dsi_bf16_bytes){
+        _mm512_permutex2var_epi8(low0, index, low1),
+        /* size | (codes & 0x80) */
+        _mm512_ternarylogic_epi32(size, codes, _mm512_set1_epi8((char)0x80), 0xF8)};
+}
+
 /* Of every 16 bytes the first eight widened to 16 bits, and the other eight. */
 typedef struct dsi_wide {
     __m512i first, second;
 } dsi_wide;
+DSI_INLINE dsi_wide dsi_bf16_join(dsi_bf16_bytes b) {
+    return (dsi_wide){_mm512_unpacklo_epi8(b.low, b.high), _mm512_unpackhi_epi8(b.low, b.high)};
+}
 
 DSI_INLINE dsi_wide dsi_e4m3_to_bf16(__m512i codes) {
-    const __m512i low0 = _mm512_loadu_si512(dsi_e4m3_bf16_low);
-    const __m512i low1 = _mm512_loadu_si512(dsi_e4m3_bf16_low + 64);
-    const __m512i high0 = _mm512_loadu_si512(dsi_e4m3_bf16_high);
-    const __m512i high1 = _mm512_loadu_si512(dsi_e4m3_bf16_high + 64);
-    __m512i low = _mm512_permutex2var_epi8(low0, codes, low1);
-    __m512i high = _mm512_permutex2var_epi8(high0, codes, high1);
-    /* high | (codes & 0x80): the sign */
-    high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8((char)0x80), 0xF8);
-    return (dsi_wide){_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
+    return dsi_bf16_join(dsi_bf16_look_up(dsi_e4m3_bf16_low, dsi_e4m3_bf16_high, codes, codes));
 }
 
 #endif

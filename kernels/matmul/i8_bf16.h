@@ -30,29 +30,16 @@ static const uint8_t dsi_i8_bf16_high[128] = {
     // clang-format on
 };
 
-/* The low and high bytes of the bf16 of each number. */
-typedef struct dsi_bf16_bytes {
-    __m512i low, high;
-} dsi_bf16_bytes;
-
 DSI_INLINE dsi_bf16_bytes dsi_i8_bf16_bytes(__m512i codes) {
-    const __m512i low0 = _mm512_loadu_si512(dsi_i8_bf16_low);
-    const __m512i low1 = _mm512_loadu_si512(dsi_i8_bf16_low + 64);
-    const __m512i high0 = _mm512_loadu_si512(dsi_i8_bf16_high);
-    const __m512i high1 = _mm512_loadu_si512(dsi_i8_bf16_high + 64);
-    const __m512i sign = _mm512_set1_epi8((char)0x80);
-    const __m512i size = _mm512_abs_epi8(codes);
-    const __m512i low = _mm512_permutex2var_epi8(low0, size, low1);
-    __m512i high = _mm512_permutex2var_epi8(high0, size, high1);
-    /* high | (codes & 0x80): the sign. The tables took -128, whose size has 8 bits, for 0. */
-    high = _mm512_ternarylogic_epi32(high, codes, sign, 0xF8);
-    high = _mm512_mask_mov_epi8(high, _mm512_cmpeq_epi8_mask(codes, sign),
-                                _mm512_set1_epi8((char)0xC3));
-    return (dsi_bf16_bytes){low, high};
+    dsi_bf16_bytes b =
+        dsi_bf16_look_up(dsi_i8_bf16_low, dsi_i8_bf16_high, _mm512_abs_epi8(codes), codes);
+    /* the tables took -128, whose size has 8 bits, for 0 */
+    const __mmask64 lowest = _mm512_cmpeq_epi8_mask(codes, _mm512_set1_epi8((char)0x80));
+    b.high = _mm512_mask_mov_epi8(b.high, lowest, _mm512_set1_epi8((char)0xC3));
+    return b;
 }
 DSI_INLINE dsi_wide dsi_i8_to_bf16(__m512i codes) {
-    const dsi_bf16_bytes b = dsi_i8_bf16_bytes(codes);
-    return (dsi_wide){_mm512_unpacklo_epi8(b.low, b.high), _mm512_unpackhi_epi8(b.low, b.high)};
+    return dsi_bf16_join(dsi_i8_bf16_bytes(codes));
 }
 
 #endif

@@ -33,8 +33,29 @@ static void product_t(const dsi_dev *dev, const dsi_tensor *w, const float *x, i
     a.k = n1 - n0;
     matmul_t(&a);
 }
-/* Columns of a tile of m rows. */
-static int64_t tile_columns(int64_t m) { return TILE / m / UNIT * UNIT; }
+/* Where results are added: row j of a product to row j of y, or to row rows[j] - first. */
+typedef struct added_rows {
+    float *y;
+    int64_t stride;
+    const int32_t *rows; /* or NULL */
+    int64_t first;
+} added_rows;
+
+/* y [m][n1 - n0] += scale * t w[.][n0, n1), m at most ROWS. */
+static void add_product_t(const dsi_dev *dev, const dsi_tensor *w, float scale, const float *t,
+                          int64_t t_stride, int64_t m, int64_t n0, int64_t n1,
+                          const added_rows *to) {
+    float tile[TILE];
+    const int64_t columns = TILE / m / UNIT * UNIT;
+    for (int64_t n = n0; n < n1; n += columns) {
+        const int64_t width = dsi_min_i64(columns, n1 - n);
+        product_t(dev, w, t, t_stride, m, n, n + width, tile);
+        for (int64_t j = 0; j < m; j++) {
+            const int64_t row = to->rows ? to->rows[j] - to->first : j;
+            dsi_cpu_add_scaled(to->y + row * to->stride + (n - n0), tile + j * width, scale, width);
+        }
+    }
+}
 
 static bool matrix_ok(const dsi_tensor *w) {
     return w->n_dims == 2 && w->stride[0] == 1 && w->scale_kind == DSI_SCALE_NONE &&
@@ -69,21 +90,14 @@ static int64_t slot_from(const dsi_low_rank *l, const dsi_low_rank_part *p, int6
 
 void dsi_cpu_low_rank_add(const dsi_dev *dev, const dsi_low_rank *l, int64_t r0, int64_t m,
                           int64_t n0, int64_t n1, float *y, int64_t y_stride) {
-    float tile[TILE];
     for (uint32_t i = 0; l && i < l->n_parts; i++) {
         const dsi_low_rank_part *p = &l->parts[i];
         if (!p->b_t) continue;
         const int64_t end = slot_from(l, p, r0 + m);
         for (int64_t s = slot_from(l, p, r0); s < end; s += ROWS) {
-            const int64_t rows = dsi_min_i64(ROWS, end - s), columns = tile_columns(rows);
-            for (int64_t n = n0; n < n1; n += columns) {
-                const int64_t width = dsi_min_i64(columns, n1 - n);
-                product_t(dev, p->b_t, dsi_cpu_at(l->t, s, 0), l->t->stride[1], rows, n, n + width,
-                          tile);
-                for (int64_t j = 0; j < rows; j++)
-                    dsi_cpu_add_scaled(y + (l->rows[s + j] - r0) * y_stride + (n - n0),
-                                       tile + j * width, p->scale, width);
-            }
+            const added_rows to = {y, y_stride, l->rows + s, r0};
+            add_product_t(dev, p->b_t, p->scale, dsi_cpu_at(l->t, s, 0), l->t->stride[1],
+                          dsi_min_i64(ROWS, end - s), n0, n1, &to);
         }
     }
 }
@@ -215,19 +229,6 @@ static room_parts parts_of(const dsi_low_rank *l, uint8_t *room) {
     return r;
 }
 
-/* y [m][n1 - n0] += scale * t w[.][n0, n1), m at most ROWS. */
-static void add_product_t(const dsi_dev *dev, const dsi_tensor *w, float scale, const float *t,
-                          int64_t m, int64_t n0, int64_t n1, float *y, int64_t y_stride) {
-    float tile[TILE];
-    const int64_t columns = tile_columns(m);
-    for (int64_t n = n0; n < n1; n += columns) {
-        const int64_t width = dsi_min_i64(columns, n1 - n);
-        product_t(dev, w, t, w->ne[1], m, n, n + width, tile);
-        for (int64_t j = 0; j < m; j++)
-            dsi_cpu_add_scaled(y + j * y_stride + (n - n0), tile + j * width, scale, width);
-    }
-}
-
 void dsi_cpu_low_rank_apply(const dsi_dev *dev, const dsi_low_rank *l,
                             const dsi_low_rank_part *part, const dsi_cpu_low_rank_rows *rows,
                             uint8_t *room) {
@@ -244,8 +245,8 @@ void dsi_cpu_low_rank_apply(const dsi_dev *dev, const dsi_low_rank *l,
                              .n1 = rank,
                              .scratch = own.scratch};
         product(dev, part->a, rows->x_dtype, &a);
-        add_product_t(dev, part->b_t, part->scale, own.t, a.m, rows->n0, rows->n1,
-                      rows->y + i * rows->y_stride, rows->y_stride);
+        const added_rows to = {rows->y + i * rows->y_stride, rows->y_stride, NULL, 0};
+        add_product_t(dev, part->b_t, part->scale, own.t, rank, a.m, rows->n0, rows->n1, &to);
     }
 }
 
@@ -268,7 +269,7 @@ void dsi_cpu_low_rank_apply_t(const dsi_dev *dev, const dsi_low_rank *l,
                              .scratch = own.scratch,
                              .w_dtype = part->b_t->dtype};
         dsi_cpu_matmul_kernel(&dev->kernels, part->b_t->dtype, DSI_DTYPE_F32)(&b);
-        add_product_t(dev, part->a, part->scale, own.t, b.m, 0, part->a->ne[0],
-                      rows->y + i * rows->y_stride, rows->y_stride);
+        const added_rows to = {rows->y + i * rows->y_stride, rows->y_stride, NULL, 0};
+        add_product_t(dev, part->a, part->scale, own.t, rank, b.m, 0, part->a->ne[0], &to);
     }
 }

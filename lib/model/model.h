@@ -201,6 +201,11 @@ typedef struct dsi_weights {
 /* Does `name` ("model.layers.61.eh_proj.weight") belong to a layer behind the last one? *layer
  * (may be NULL) gets its number. After a successful bind such a layer is an MTP block. */
 bool dsi_tensor_is_mtp(const dsi_config *config, const char *name, uint32_t *layer);
+/* The weights of a layer that every row reads, those of attention and the router with the norms and
+ * biases: all but the MLPs. Absent ones have no name. */
+enum { DSI_LAYER_WEIGHTS = 24 };
+void dsi_layer_weights_always(const dsi_layer_weights *layer,
+                              const dsi_weight *weights[DSI_LAYER_WEIGHTS]);
 /* The tensors stay where they are: weights must be freed before the checkpoint is closed.
  * Refuses a missing tensor, a shape other than the config's, a type the kernels cannot read, an
  * E4M3 weight without weight_scale_inv of the right shape; tensors that nobody reads are refused

@@ -176,6 +176,38 @@ dsi_status dsi_bind_top(dsi_binder *b) {
     return t ? dsi_check_tensor(b, t, vocab, hidden, DSI_MAY_BE_BLOCKS) : DSI_OK;
 }
 
+/* ---- What every row reads -------------------------------------------------------------------- */
+
+void dsi_layer_weights_always(const dsi_layer_weights *l,
+                              const dsi_weight *weights[DSI_LAYER_WEIGHTS]) {
+    const dsi_weight *const all[] = {&l->input_layernorm,
+                                     &l->post_attention_layernorm,
+                                     &l->q_proj,
+                                     &l->q_a_proj,
+                                     &l->q_a_layernorm,
+                                     &l->q_b_proj,
+                                     &l->kv_a_proj_with_mqa,
+                                     &l->kv_a_layernorm,
+                                     &l->kv_b_proj,
+                                     &l->k_b_proj,
+                                     &l->v_b_proj,
+                                     &l->o_proj,
+                                     &l->index_wq_b,
+                                     &l->index_wk,
+                                     &l->index_weights_proj,
+                                     &l->index_k_norm,
+                                     &l->index_k_norm_bias,
+                                     &l->k_proj,
+                                     &l->v_proj,
+                                     &l->q_bias,
+                                     &l->k_bias,
+                                     &l->v_bias,
+                                     &l->gate,
+                                     &l->e_score_correction_bias};
+    _Static_assert(sizeof all / sizeof all[0] == DSI_LAYER_WEIGHTS, "the two lists agree");
+    for (uint32_t i = 0; i < DSI_LAYER_WEIGHTS; i++) weights[i] = all[i];
+}
+
 /* ---- The block that drafts ------------------------------------------------------------------ */
 
 /* Published files hold embeddings and head once more; without them those of the model serve. */
